@@ -1,0 +1,37 @@
+# Two commands matter: `make book` and `make test`. Both make their own environment in .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help book test lint bench repository clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 : \2/p' Makefile
+
+book: $(INSTALLED) ## execute the notebooks (smoke) and build the site in _build/html; JOBS=2 runs two at a time
+	$(BIN)/python book/build.py $(if $(JOBS),--jobs $(JOBS))
+
+test: $(INSTALLED) ## run the tests of the package, the notebooks and the build
+	$(BIN)/python -m pytest -q
+
+lint: $(INSTALLED) ## check style, formatting, and that notebooks are stored without outputs
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/nbstripout --keep-id --verify notebooks/*.ipynb
+
+bench: $(INSTALLED) ## compare the loss's speed with a plain loop's
+	$(BIN)/python -m benchmarks
+
+repository: ## change the repository's address everywhere: make repository URL=https://github.com/OWNER/NAME
+	$(PYTHON) book/repository.py "$(URL)"
+
+clean: ## remove what was built; the environment stays (rm -r .venv removes it)
+	rm -rf _build .pytest_cache .ruff_cache wmse.egg-info
+
+$(INSTALLED): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Python 3.11 or newer is needed, and '$(PYTHON)' is not that. Name one: make book PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@

@@ -1,0 +1,234 @@
+"""The build executes what has changed, refuses what it does not know, and fails on what is broken."""
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def load(name):
+    """Import a module of `book/`, which is a folder of pages and not a package."""
+    spec = importlib.util.spec_from_file_location(f"book_{name}", ROOT / "book" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+build, links, repository = load("build"), load("links"), load("repository")
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A repository with one small chapter."""
+    for folder in ("wmse", "results", "notebooks", "book"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "wmse" / "__init__.py").write_text("answer = 42\n")
+    (tmp_path / "requirements.txt").write_text("pytest>=8\n")
+    (tmp_path / "book" / "preface.md").write_text("# Preface\n")
+    (tmp_path / "_toc.yml").write_text(
+        "format: jb-book\nroot: book/preface\nchapters:\n  - file: notebooks/01_small\n"
+    )
+    write(tmp_path, "import wmse\nprint(profile, out, wmse.answer)")
+    return tmp_path
+
+
+def write(tree, source):
+    parameters = 'profile: str = "paper"  # how much\nout: str = "runs"  # where'
+    cells = [
+        new_markdown_cell("# Small", id="title"),
+        new_code_cell(parameters, id="parameters", metadata={"tags": ["parameters"]}),
+        new_code_cell(source, id="lesson"),
+    ]
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(new_notebook(cells=cells, metadata={"kernelspec": kernel}), notebook(tree))
+
+
+def notebook(tree):
+    return tree / "notebooks" / "01_small.ipynb"
+
+
+def staged(tree):
+    return tree / "_build" / "stage" / "notebooks" / "01_small.ipynb"
+
+
+def run(tree, *arguments):
+    return build.main(["--execute-only", *arguments], root=tree)
+
+
+def test_executes_once_and_keeps_what_is_current(tree, capsys):
+    assert run(tree) == 0
+    first = staged(tree).read_bytes()
+    executed = nbformat.read(staged(tree), as_version=4)
+    injected = next(cell for cell in executed.cells if "injected-parameters" in cell.metadata.get("tags", []))
+    assert injected.id == "injected-parameters" and "remove-cell" in injected.metadata.tags
+    assert executed.cells[-1].outputs[0].text == "smoke ../_build/runs/01_small 42\n"
+    assert str(tree) not in first.decode(), "no path of this machine in the site"
+    assert not notebook(tree).read_text().count("smoke"), "the source is left alone"
+
+    capsys.readouterr()
+    assert run(tree) == 0
+    assert "current" in capsys.readouterr().out and staged(tree).read_bytes() == first
+
+
+def test_a_failing_notebook_fails_the_build_and_says_where(tree, capsys):
+    write(tree, "print('so far')\nnumber = 1 / 0")
+    assert run(tree) == 1
+    message = capsys.readouterr().err
+    assert "01_small" in message and "id lesson" in message and "number = 1 / 0" in message
+    assert "ZeroDivisionError" in message and "\x1b" not in message
+    assert not staged(tree).exists()
+    assert "so far" in (tree / "_build" / "unfinished" / "01_small.ipynb").read_text()
+
+
+def test_unknown_parameters_and_names_are_refused(tree, capsys):
+    assert run(tree, "--parameter", "epoch=3") == 1
+    assert "no parameter epoch" in capsys.readouterr().err
+    assert run(tree, "--parameter", "epoch") == 1
+    assert "NAME=VALUE" in capsys.readouterr().err
+    assert run(tree, "--only", "02_other") == 1
+    assert "02_other" in capsys.readouterr().err
+    assert not (tree / "_build" / "stage").exists()
+
+
+def test_fingerprint_changes_with_all_that_matters(tree, monkeypatch):
+    parameters = {"profile": "smoke"}
+
+    def now():
+        return build.fingerprint(tree, notebook(tree), parameters)
+
+    seen = [now()]
+    assert now() == seen[0]
+    (tree / "book" / "preface.md").write_text("# Another preface\n")
+    assert now() == seen[0], "no notebook depends on a page"
+
+    write(tree, "print(1)")
+    seen.append(now())
+    (tree / "wmse" / "__init__.py").write_text("answer = 43\n")
+    seen.append(now())
+    (tree / "wmse" / "other.py").write_text("")
+    seen.append(now())
+    (tree / "results" / "record.json").write_text("{}")
+    seen.append(now())
+    (tree / "requirements.txt").write_text("pytest>=9\n")
+    seen.append(now())
+    parameters["profile"] = "colab"
+    seen.append(now())
+    monkeypatch.setattr(build.sys, "version", "4.0")
+    seen.append(now())
+    monkeypatch.setattr(build.metadata, "version", lambda name: "0.0.1")
+    seen.append(now())
+    assert len(set(seen)) == len(seen)
+
+
+def test_contents_must_exist(tree, capsys):
+    assert build.chapters(tree) == ["01_small"]
+    notebook(tree).unlink()
+    assert run(tree) == 1
+    assert "01_small" in capsys.readouterr().err
+
+
+def test_stage_holds_pages_results_and_mathjax_and_drops_what_is_gone(tree):
+    gone = staged(tree).with_name("00_gone.ipynb")
+    gone.parent.mkdir(parents=True)
+    gone.write_text("{}")
+    (tree / "book" / "_static").mkdir()
+    (tree / "book" / "tool.py").write_text("")
+    (tree / "results" / "record.json").write_text("{}")
+    (tree / "_config.yml").write_text("title: small\n")
+    build.stage_pages(tree, ["01_small"])
+    stage = tree / "_build" / "stage"
+    assert (stage / "book" / "preface.md").exists() and (stage / "results" / "record.json").exists()
+    assert (stage / "book" / "_static" / "tex-svg.js").stat().st_size > 1_000_000
+    assert not gone.exists() and not (stage / "book" / "tool.py").exists()
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ('<a href="gone.html">', "gone.html does not exist"),
+        ('<a href="other.html#nowhere">', "no such anchor"),
+        ('<a href="#nowhere">', "no such anchor"),
+        ('<img src="picture.png" alt="picture.png">', "no alt text"),
+        ('<img src="picture.png">', "no alt text"),
+        ('<img src="missing.png" alt="A picture">', "missing.png does not exist"),
+        ('<script src="https://example.org/a.js"></script>', "from outside"),
+        ('<link rel="stylesheet" href="//example.org/a.css">', "from outside"),
+        ('<a href="https://example.org/">', None),
+        ('<a href="other.html#there"><img src="picture.png" alt="A picture">', None),
+    ],
+)
+def test_links_of_a_site(tmp_path, body, problem):
+    (tmp_path / "index.html").write_text(f"<html><body>{body}</body></html>")
+    (tmp_path / "other.html").write_text('<p id="there">')
+    (tmp_path / "picture.png").write_bytes(b"")
+    found = links.problems(tmp_path)
+    assert (not found) if problem is None else (len(found) == 1 and problem in found[0])
+
+
+# The repository's address: _config.yml holds it, and no literal copy says otherwise.
+
+
+def literal_places():
+    patterns = [
+        "*.md",
+        "*.cff",
+        "*.toml",
+        "book/*.md",
+        "notebooks/*.ipynb",
+        "wmse/*.py",
+        ".github/workflows/*",
+    ]
+    return [path for pattern in patterns for path in ROOT.glob(pattern)]
+
+
+def test_the_address_is_the_same_everywhere():
+    owner, name = repository.current(ROOT)
+    for path in literal_places():
+        text = path.read_text(encoding="utf-8")
+        for pattern in (
+            r"git\+https://github\.com/([\w.-]+/[\w.-]*\w)",  # to install
+            r"git clone https://github\.com/([\w.-]+/[\w.-]*\w)",
+            r"colab\.research\.google\.com/github/([\w.-]+/[\w.-]+?)(?:/blob|/tree|[)\s\"])",
+            rf"github\.com/([\w.-]+/{build.re.escape(name)})\b",
+        ):
+            assert set(build.re.findall(pattern, text)) <= {f"{owner}/{name}"}, path
+
+
+def test_one_command_changes_the_address(tmp_path):
+    owner, name = repository.current(ROOT)
+    for path in [ROOT / "_config.yml", *literal_places()]:
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, copy)
+    source = f'%pip install "git+https://github.com/{owner}/{name}"'
+    write_to = tmp_path / "notebooks"
+    write_to.mkdir(exist_ok=True)
+    nbformat.write(new_notebook(cells=[new_code_cell(source, id="setup")]), write_to / "99_other.ipynb")
+    (tmp_path / "OTHER.md").write_text(
+        f"https://github.com/{owner}/{name}-fork https://{owner}.github.io/{name}/ https://github.com/a/b\n"
+    )
+
+    changed = {path.name for path in repository.rename("https://github.com/Someone/else.where", tmp_path)}
+    assert {"_config.yml", "preface.md", "99_other.ipynb", "OTHER.md"} <= changed
+    assert repository.current(tmp_path) == ("Someone", "else.where")
+    for path in tmp_path.rglob("*"):
+        if path.is_file() and path.name != "OTHER.md":
+            assert f"{owner}/{name}" not in path.read_text(encoding="utf-8"), path
+    assert (tmp_path / "OTHER.md").read_text() == (
+        f"https://github.com/{owner}/{name}-fork https://someone.github.io/else.where/ https://github.com/a/b\n"
+    )
+    assert json.loads((write_to / "99_other.ipynb").read_text())["cells"][0]["id"] == "setup"
+
+
+@pytest.mark.parametrize("url", ["", "github.com/a/b", "https://example.org/a/b", "https://github.com/a"])
+def test_other_addresses_are_refused(url, tmp_path):
+    with pytest.raises(ValueError, match="https://github.com/OWNER/NAME"):
+        repository.rename(url, tmp_path)

@@ -1,0 +1,171 @@
+"""Image sets as uint8 tensors in memory, with labels and the statistics that normalise them.
+
+`digits` is made offline from what scikit-learn ships; `cifar10` is read in torchvision's layout, and
+downloaded if it is absent. Views are made elsewhere (`wmse.views`), on the device where the images live.
+"""
+
+import os
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wmse.downloads import restore
+
+# The embedded set `digits`. These constants govern how hard it is.
+DIGITS_SEED = 0
+DIGITS_COUNT = {"train": 2048, "test": 2048}  # images, of 1,437 and 360 handwritten digits
+TEST_DIGITS = 0.2  # share of the handwritten digits kept for the test split
+TEST_COLUMNS = 0.25  # share of each photograph, at its right edge, kept for test backgrounds
+DIGIT_SIDE = (22.0, 32.0)  # side of the digit's 8x8 grid in pixels of the 32x32 image, uniform
+DIGIT_OVERHANG = 2.0  # pixels by which the grid may leave the image; its outermost cells are mostly empty
+DIGIT_SHARPNESS = 1.6  # slope of the ink's edges; 1 leaves the bilinear enlargement as it is
+DIGIT_INK = (0.1, 1.0)  # strength of the ink in each channel, uniform, 1 being a difference of 255 levels
+BACKGROUND_SHRINK = 8  # the photographs are shrunk by this whole factor, so that a crop sees more of them
+BACKGROUND_SIDE = 2  # side of a crop of the shrunk photographs in pixels; enlarged to 32, so out of focus
+BACKGROUND_CONTRAST = 0.35  # background levels are multiplied by this, so that strong ink stays visible
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """One split of a data set, wholly in memory.
+
+    images: uint8 (n, 3, h, w); labels: int64 (n,), indices into `classes`;
+    mean, std: a channel each, in units of [0, 1], always those of the training split.
+    """
+
+    name: str
+    images: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: str | torch.device) -> "ImageSet":
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def normalised(self, index=None) -> Tensor:
+        """Images (all, or those of `index`) without augmentation: float32 (m, 3, h, w)."""
+        images = self.images if index is None else self.images[index]
+        mean, std = (images.new_tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (self.mean, self.std))
+        return (images.float() / 255 - mean) / std
+
+
+def load(
+    name: str,
+    split: str,
+    root: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    limit: int | None = None,
+    mirror: str | None = None,
+) -> ImageSet:
+    """The split "train" or "test" of the set `name`, on `device`; with `limit`, its first images only.
+
+    root: the folder of data, in torchvision's layouts; None means `$WMSE_DATA`, else "data".
+    mirror: base address for downloads; None means `$WMSE_MIRROR`, else the publisher's.
+    Raises ValueError for an unknown name or split or a limit outside 1 to the split's size, and
+    `wmse.downloads.DownloadError` for a set that is absent and cannot be had.
+    """
+    if name not in SETS:
+        raise ValueError(f"unknown data set {name!r}; there are: {', '.join(SETS)}")
+    if split not in ("train", "test"):
+        raise ValueError(f"unknown split {split!r}; there are: train, test")
+    images = SETS[name](split, Path(root or os.environ.get("WMSE_DATA") or "data"), mirror)
+    if limit is not None:
+        if not 0 < limit <= len(images):
+            raise ValueError(f"limit is {limit}, not within 1 to {len(images)}, the size of {name} {split}")
+        images = replace(images, images=images.images[:limit].clone(), labels=images.labels[:limit].clone())
+    return images.to(device)
+
+
+def _digits(split: str, *_) -> ImageSet:
+    train = _draw_digits("train")[0]
+    pixels = train.transpose(1, 0, 2, 3).reshape(3, -1) / np.float32(255)
+    images, labels = _draw_digits(split)
+    return ImageSet(
+        name="digits",
+        images=torch.from_numpy(images.copy()),
+        labels=torch.from_numpy(labels.copy()),
+        classes=tuple("0123456789"),
+        mean=tuple(pixels.mean(1, dtype=np.float64).tolist()),
+        std=tuple(pixels.std(1, dtype=np.float64).tolist()),
+    )
+
+
+@lru_cache
+def _draw_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Handwritten digits over photographs, |background - ink|: images uint8 (n, 3, 32, 32), labels (n,).
+
+    The recipe of MNIST-M (Ganin et al., JMLR 17(59), 2016) with the 1,797 digits of 8x8 pixels
+    and the two photographs that scikit-learn ships. Splits share neither digits nor background pixels.
+    """
+    from sklearn.datasets import load_digits, load_sample_images
+    from sklearn.model_selection import train_test_split
+
+    count, test = DIGITS_COUNT[split], split == "test"
+    rng = np.random.RandomState(DIGITS_SEED + test)  # numpy guarantees this generator's stream for good
+    digits, targets = load_digits(return_X_y=True)
+    share = train_test_split(
+        np.arange(len(digits)), test_size=TEST_DIGITS, stratify=targets, random_state=DIGITS_SEED
+    )[test]
+    digits, targets = digits[share].reshape(-1, 8, 8) / 16, targets[share]
+    chosen = np.resize(rng.permutation(len(digits)), count)
+
+    side = rng.uniform(*DIGIT_SIDE, count)
+    room = (32 - side + 2 * DIGIT_OVERHANG)[:, None]
+    corner = rng.uniform(size=(count, 2)) * room - DIGIT_OVERHANG  # top and left edge, pixels
+    rows, columns = (_enlarge(8, edge[:, None], side[:, None]) for edge in corner.T)
+    ink = rows @ digits[chosen] @ columns.transpose(0, 2, 1)
+    ink = np.clip(0.5 + DIGIT_SHARPNESS * (ink - 0.5), 0, 1) * 255
+    ink = ink[:, None] * rng.uniform(*DIGIT_INK, (count, 3, 1, 1))
+
+    photographs = np.stack([_shrink(image, BACKGROUND_SHRINK) for image in load_sample_images().images])
+    border = round(photographs.shape[2] * (1 - TEST_COLUMNS))
+    photographs = photographs[:, :, border:] if test else photographs[:, :, :border]
+    crops = np.lib.stride_tricks.sliding_window_view(photographs, (BACKGROUND_SIDE,) * 2, axis=(1, 2))
+    crops = crops[tuple(rng.randint(0, n, count) for n in crops.shape[:3])]  # (n, 3, side, side)
+    sharp = _enlarge(BACKGROUND_SIDE, 0, 32)
+    sharp /= sharp.sum(1, keepdims=True)  # carry the outermost pixels on to the border
+    background = sharp @ crops @ sharp.T
+    images = np.abs(background * BACKGROUND_CONTRAST - ink)
+    return np.rint(images).astype(np.uint8), targets[chosen].astype(np.int64)
+
+
+def _enlarge(cells: int, edge, side) -> np.ndarray:
+    """Bilinear weights (..., 32, cells) that stretch cells over `side` pixels from `edge` on, else zero."""
+    position = (np.arange(32) + 0.5 - edge) / side * cells - 0.5
+    return np.clip(1 - np.abs(position[..., None] - np.arange(cells)), 0, None)
+
+
+def _shrink(photograph: np.ndarray, factor: int) -> np.ndarray:
+    """Means of factor x factor blocks: (h, w, 3) to (h // factor, w // factor, 3), float64."""
+    h, w = (size // factor for size in photograph.shape[:2])
+    return photograph[: h * factor, : w * factor].reshape(h, factor, w, factor, 3).mean((1, 3))
+
+
+def _cifar10(split: str, root: Path, mirror: str | None) -> ImageSet:
+    """CIFAR-10 (Krizhevsky, 2009), 50,000 and 10,000 images; every file's MD5 is checked at each load."""
+    from torchvision.datasets import CIFAR10
+
+    try:
+        source = CIFAR10(root, train=split == "train")
+    except RuntimeError:  # a file is absent or damaged
+        restore(CIFAR10, root, mirror)
+        source = CIFAR10(root, train=split == "train")
+    return ImageSet(
+        name="cifar10",
+        images=torch.from_numpy(source.data).permute(0, 3, 1, 2).contiguous(),
+        labels=torch.tensor(source.targets),
+        classes=tuple(source.classes),
+        mean=(0.4914, 0.4822, 0.4465),  # as in the paper's code
+        std=(0.2023, 0.1994, 0.2010),
+    )
+
+
+SETS = {"digits": _digits, "cifar10": _cifar10}  # name: function of (split, root, mirror)

@@ -1,0 +1,118 @@
+"""Archives of data sets: fetched over a poor network, verified, unpacked, and explained where that fails."""
+
+import hashlib
+import http.client
+import os
+import ssl
+import sys
+import tarfile
+import time
+import warnings
+from pathlib import Path
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+from tqdm import tqdm
+
+TIMEOUT = 30.0  # seconds without a byte until a connection counts as lost
+PAUSE = 1.0  # seconds between two attempts
+BLOCK = 1 << 16  # bytes
+LOST = (URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
+
+
+class DownloadError(ConnectionError):
+    """A file could not be had whole. The message says what was tried and how to do it by hand."""
+
+
+def md5_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def restore(source: type, root: Path, mirror: str | None = None) -> None:
+    """Lay out under `root` a set of torchvision's CIFAR family that is absent or damaged.
+
+    source: the torchvision class, which knows the address, the names and the MD5 sums.
+    mirror: a base address (else `$WMSE_MIRROR`, else the publisher's) to which the file's name is added.
+    An archive already under `root` is used if it is whole. Raises DownloadError.
+    """
+    mirror = mirror or os.environ.get("WMSE_MIRROR")
+    url = f"{mirror.rstrip('/')}/{source.filename}" if mirror else source.url
+    if "://" not in url:
+        raise ValueError(f"the mirror {mirror!r} is no address: give one such as https://host/folder")
+    folder, archive = (root / source.base_folder).absolute(), (root / source.filename).absolute()
+    files = [*source.train_list, *source.test_list, (source.meta["filename"], source.meta["md5"])]
+    damaged = [name for name, md5 in files if (folder / name).is_file() and md5_of(folder / name) != md5]
+    if damaged:
+        warnings.warn(
+            f"{folder} is damaged and will be replaced: wrong MD5 of {', '.join(damaged)}", stacklevel=2
+        )
+    if not archive.is_file() or md5_of(archive) != source.tgz_md5:
+        if archive.is_file():
+            warnings.warn(f"{archive} is damaged and will be replaced: its MD5 is wrong", stacklevel=2)
+        advice = (
+            f"By hand: fetch {source.url} (MD5 {source.tgz_md5}) where there is a network and put it at\n"
+            f"  {archive}\nor its unpacked folder at\n  {folder}\n"
+            "Another data folder: --data DIR or WMSE_DATA=DIR. Another server: WMSE_MIRROR=URL of the folder "
+            "that holds the file."
+        )
+        print(
+            f"Downloading {url} to {archive}. The publisher's server has been slow since mid-2026: "
+            f"{source.__name__} may take 40 minutes.\nInterrupt freely: the next run goes on where this one "
+            "stopped. WMSE_MIRROR=URL names a faster server.",
+            file=sys.stderr,
+        )
+        fetch(url, archive, source.tgz_md5, advice)
+    with tarfile.open(archive) as tar:
+        tar.extractall(root, filter="data")
+
+
+def fetch(url: str, path: Path, md5: str, advice: str = "") -> None:
+    """Download `url` to `path` by way of `path`.part, which an interrupted download leaves to be continued.
+
+    Lost connections are taken up again as long as each attempt adds something. A complete file with the
+    wrong MD5 is removed. Raises DownloadError, which ends in `advice`.
+    """
+    part = path.with_name(path.name + ".part")
+    while not (_size(part) and md5_of(part) == md5):
+        before = _size(part)
+        try:
+            _receive(url, part)
+        except LOST as error:
+            if isinstance(error, HTTPError) and error.code == 416 and before:
+                part.unlink()  # all there, or more than all, yet not the file: start again
+            elif _size(part) <= before:
+                size = _size(part)
+                kept = f"{size:,} bytes are kept in {part} and will be continued.\n" if size else ""
+                raise DownloadError(f"could not download {url}: {error}\n{kept}{advice}") from error
+            time.sleep(PAUSE)
+        else:
+            if (found := md5_of(part)) != md5:
+                part.unlink()
+                raise DownloadError(
+                    f"{url} is not the file expected: MD5 {found}, not {md5}; removed.\n{advice}"
+                )
+    part.replace(path)
+
+
+def _receive(url: str, part: Path) -> None:
+    """Append to `part` what is missing of `url`; from the start if the server cannot resume."""
+    start = _size(part)
+    request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+    with urlopen(request, timeout=TIMEOUT) as response:
+        if not (response.headers.get("Content-Range") or "").startswith(f"bytes {start}-"):
+            start = 0
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else None
+        part.parent.mkdir(parents=True, exist_ok=True)
+        bar = tqdm(total=total, initial=start, desc=part.stem, unit="B", unit_scale=True, disable=None)
+        with bar, part.open("ab" if start else "wb") as file:
+            while block := response.read(BLOCK):
+                file.write(block)
+                bar.update(len(block))
+    if total and _size(part) < total:
+        raise ConnectionError(f"the connection ended after {_size(part):,} of {total:,} bytes")
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

@@ -1,0 +1,122 @@
+"""The book's figures: one style, and the few plots that several chapters share.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; classes carry a marker as well.
+"""
+
+import itertools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+
+
+def use_style() -> None:
+    """Set matplotlib's defaults for the book: white ground, light grid, Okabe-Ito's colours in turn."""
+    import matplotlib as mpl
+    import seaborn as sns
+
+    sns.set_theme(style="whitegrid", context="notebook", palette=list(OKABE_ITO))
+    mpl.rcParams.update(
+        {
+            "figure.figsize": (6.4, 3.6),
+            "figure.dpi": 110,
+            "savefig.facecolor": "white",
+            "axes.edgecolor": "#444444",
+            "axes.titlesize": "medium",
+            "axes.titleweight": "bold",
+            "grid.color": "#e4e4e4",
+            "legend.frameon": False,
+            "lines.linewidth": 2,
+            "lines.markersize": 5,
+            "svg.hashsalt": "wmse",
+            "figure.constrained_layout.use": True,
+        }
+    )
+
+
+def image_grid(images: Tensor, columns: int = 10, ax: "Axes | None" = None, scale: float = 0.62) -> "Axes":
+    """Show images side by side, row by row.
+
+    Args:
+        images: (m, 3, h, w), uint8 in 0..255 or floating point in [0, 1] (values outside are clipped).
+        columns: images a row.
+        ax: where to draw; a new figure if None.
+        scale: inches an image in a new figure.
+    """
+    import matplotlib.pyplot as plt
+
+    pixels = images.detach().cpu()
+    pixels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float().clamp(0, 1)
+    m, channels, height, width = pixels.shape
+    rows = -(-m // columns)
+    canvas = torch.ones(channels, rows * (height + 2) - 2, columns * (width + 2) - 2)
+    for index, image in enumerate(pixels):
+        top, left = (index // columns) * (height + 2), (index % columns) * (width + 2)
+        canvas[:, top : top + height, left : left + width] = image
+    if ax is None:
+        ax = plt.subplots(figsize=(scale * columns, scale * rows))[1]
+    ax.imshow(canvas.permute(1, 2, 0).numpy(), interpolation="nearest")
+    ax.set_axis_off()
+    return ax
+
+
+def scatter(points: np.ndarray, labels: Tensor | np.ndarray, classes: Sequence[str], ax: "Axes") -> "Axes":
+    """Draw 2-D points, each class with a colour and a marker of its own.
+
+    Args:
+        points: (n, 2); labels: (n,) integers into `classes`.
+    """
+    labels = np.asarray(labels)
+    styles = zip(itertools.cycle(OKABE_ITO), itertools.cycle(MARKERS), strict=False)
+    for index, (name, (colour, marker)) in enumerate(zip(classes, styles, strict=False)):
+        chosen = labels == index
+        ax.scatter(*points[chosen].T, s=9, alpha=0.75, linewidths=0, color=colour, marker=marker, label=name)
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.grid(False)
+    return ax
+
+
+def class_legend(figure: "Figure", ax: "Axes", columns: int = 10) -> None:
+    """One legend for several `scatter` plots of the same classes, below the figure."""
+    handles, names = ax.get_legend_handles_labels()
+    figure.legend(
+        handles,
+        names,
+        loc="outside lower center",
+        ncols=columns,
+        markerscale=2.2,
+        columnspacing=0.9,
+        handletextpad=0.1,
+    )
+
+
+def spectrum(curves: dict[str, Tensor], ax: "Axes", ylabel: str = "singular value / largest") -> "Axes":
+    """Singular values, sorted and relative to the largest, on a logarithmic axis.
+
+    Args:
+        curves: name -> singular values (k,) in descending order.
+    """
+    for (name, values), marker in zip(curves.items(), itertools.cycle(MARKERS), strict=False):
+        relative = (values / values[0]).clamp_min(1e-12).cpu().numpy()
+        ax.plot(
+            np.arange(1, len(relative) + 1),
+            relative,
+            marker=marker,
+            markevery=max(1, len(relative) // 8),
+            label=name,
+        )
+    ax.set_yscale("log")
+    ax.set_xlabel("index of the singular value")
+    ax.set_ylabel(ylabel)
+    ax.legend()
+    return ax

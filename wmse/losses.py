@@ -1,0 +1,110 @@
+"""The W-MSE loss, and the loss that it mends: pure functions of embeddings.
+
+Embeddings are (d, n, k): d positives (views) of each of n images, k dimensions. Together with `whitening.py`
+this is the method of the paper.
+"""
+
+import torch
+from torch import Tensor
+
+from wmse.whitening import whiten
+
+
+def mse_loss(embeddings: Tensor, normalize: bool = True) -> Tensor:
+    """Mean distance between the positives of an image, over all d(d-1)/2 pairs (paper, Eq. 1 and 2).
+
+    By itself it has a trivial minimum: embeddings that are all the same. It is the collapse baseline.
+
+    Args:
+        embeddings: (d, ..., k) floating point, d >= 2.
+        normalize: True: 2 - 2 cos(v_i, v_j), the squared distance of the vectors on the unit sphere, the
+            paper's default. False: the squared distance divided by k, the paper's Euclidean variant.
+
+    Returns:
+        A scalar: the mean over pairs and images (and, if not `normalize`, dimensions).
+
+    Raises:
+        ValueError: d < 2.
+    """
+    if embeddings.dim() < 2 or len(embeddings) < 2:
+        raise ValueError(
+            f"embeddings must be (d, ..., k) with d >= 2 views; got shape {tuple(embeddings.shape)}"
+        )
+    embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+    if normalize:
+        embeddings = embeddings * embeddings.square().sum(-1, keepdim=True).clamp_min(1e-24).rsqrt()
+    # sum_{i<j} |v_i - v_j|^2 = d sum_i |v_i - mean|^2: the mean over the pairs is twice the sample variance
+    # over the positives, and no pair is ever formed.
+    d, k = len(embeddings), embeddings.shape[-1]
+    spread = embeddings - embeddings.mean(0)
+    images = spread[0].numel() // k
+    return 2 / (d - 1) * spread.square().sum() / (images if normalize else images * k)
+
+
+def w_mse_loss(
+    embeddings: Tensor,
+    slice_size: int,
+    iterations: int = 1,
+    normalize: bool = True,
+    whitening: str = "cholesky",
+    generator: torch.Generator | None = None,
+    eps: float = 0.0,
+) -> Tensor:
+    """W-MSE: the mean distance between *whitened* positives (paper, Sec. 3, Eq. 6, and "batch slicing").
+
+    A random permutation of the images, shared by the views, cuts the batch into slices of `slice_size`
+    images. Each slice of each view is whitened with its own mean and covariance; then positives are compared
+    as in `mse_loss`. Whitened embeddings cannot collapse, so no negatives are needed.
+
+    Args:
+        embeddings: (d, n, k) floating point, d >= 2; n a multiple of `slice_size`.
+        slice_size: images per slice; more than k, and 2k at least is advised.
+        iterations: permutations to average over (`w_iter` of the official code); more lower the variance.
+        normalize: 2 - 2 cos if True, the squared distance divided by k if False.
+        whitening: a method of `wmse.whitening.whiten`.
+        generator: source of the permutations; the global one of the embeddings' device if None.
+        eps: shrinkage of the covariance, as in `whiten`.
+
+    Returns:
+        A scalar of at least float32.
+
+    Raises:
+        ValueError: shapes that do not fit, naming the nearest that do; bad values, as in `whiten`.
+        SingularCovarianceError: as in `whiten`; the slice is named as (view, iteration, slice).
+    """
+    if embeddings.dim() != 3:
+        raise ValueError(
+            f"embeddings must be (d, n, k): d views of n images; got shape {tuple(embeddings.shape)}"
+        )
+    d, n, k = embeddings.shape
+    check_sizes(d, n, k, slice_size, iterations)
+    device = embeddings.device
+    source = generator.device if generator is not None else device
+    permutations = [torch.randperm(n, generator=generator, device=source) for _ in range(iterations)]
+    order = torch.cat(permutations).to(device, non_blocking=True)
+    slices = embeddings.index_select(1, order).view(d, iterations, n // slice_size, slice_size, k)
+    return mse_loss(whiten(slices, whitening, eps), normalize)
+
+
+def check_sizes(d: int, n: int, k: int, slice_size: int, iterations: int = 1) -> None:
+    """Raise ValueError for sizes that `w_mse_loss` cannot work with, naming the nearest that do."""
+    if d < 2:
+        raise ValueError(f"d = {d} positives make no pair: at least 2 views of an image are needed")
+    if iterations < 1:
+        raise ValueError(f"iterations must be at least 1; got {iterations}")
+    if slice_size <= k:
+        raise ValueError(
+            f"slice_size = {slice_size} is not more than k = {k}: a slice's covariance would be singular. "
+            f"The least that works is {k + 1}; 2k = {2 * k} is advised."
+        )
+    if n == 0 or n % slice_size:
+        below = n // slice_size * slice_size
+        batches = " or ".join(str(size) for size in (below, below + slice_size) if size)
+        fitting = sorted(
+            (size for size in range(k + 1, n + 1) if n % size == 0), key=lambda s: abs(s - slice_size)
+        )
+        slices = " or ".join(str(size) for size in sorted(fitting[:2])) or f"none, as n must exceed k = {k}"
+        raise ValueError(
+            f"n = {n} images are not a multiple of slice_size = {slice_size}. "
+            f"Nearest batches that work: {batches} images. Nearest slice sizes for n = {n}: {slices}."
+        )

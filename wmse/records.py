@@ -1,0 +1,190 @@
+"""One run, one folder: record.json (what, how, where, with what result), metrics.csv, encoder.safetensors."""
+
+import csv
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wmse.recipes import RECIPES, Recipe
+from wmse.views import ViewSettings
+
+
+def start_record(
+    name: str, recipe: Recipe, device: torch.device, command: str | None = None
+) -> dict[str, Any]:
+    """What is known of a run before it starts; `status` is "running" until it is set otherwise."""
+    overrides = {}
+    if name in RECIPES:
+        named = asdict(RECIPES[name])
+        overrides = {field: value for field, value in asdict(recipe).items() if value != named[field]}
+    return {
+        "name": name,
+        "status": "running",
+        "recipe": asdict(recipe),
+        "overrides": overrides,
+        "command": command,
+        "seed": recipe.seed,
+        "git": _git(),
+        "package_sha256": package_hash(),
+        "versions": _versions(),
+        "hardware": _hardware(device),
+        "started": now(),
+    }
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Write record.json so that a reader sees the old file or the new one, never half of one."""
+    text = json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False)
+    temporary = folder / "record.json.tmp"
+    temporary.write_text(text + "\n", encoding="utf-8")
+    os.replace(temporary, folder / "record.json")
+
+
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """The record in a run's folder. Raises FileNotFoundError if there is none."""
+    path = Path(folder) / "record.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: {folder} is not the folder of a run")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def recipe_of(record: dict[str, Any]) -> Recipe:
+    """The recipe that a record holds."""
+    fields = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in record["recipe"].items()
+    }
+    views = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in fields["views"].items()
+    }
+    return Recipe(**fields | {"views": ViewSettings(**views)})
+
+
+def append_metrics(folder: Path, row: dict[str, float]) -> None:
+    """Add a row to metrics.csv, with a header if it is the first."""
+    path = folder / "metrics.csv"
+    fresh = not path.exists() or path.stat().st_size == 0
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(row), lineterminator="\n")
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def read_metrics(folder: str | Path) -> list[dict[str, float]]:
+    """The rows of metrics.csv as numbers, or none if there is no such file."""
+    path = Path(folder) / "metrics.csv"
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def cut_metrics(folder: Path, epochs: int) -> None:
+    """Keep the first `epochs` rows of metrics.csv: what a resumed run has behind it."""
+    path = folder / "metrics.csv"
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[: epochs + 1]
+        temporary = folder / "metrics.csv.tmp"
+        temporary.write_text("".join(lines), encoding="utf-8")
+        os.replace(temporary, path)
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601 to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The most memory this process has held so far in MiB: the GPU's if `device` is one, else the host's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource  # Unix only
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def package_hash() -> str:
+    """SHA-256 over the package's sources: two records with the same one ran the same code."""
+    digest = hashlib.sha256()
+    folder = Path(__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def plain(value: Any) -> Any:
+    """Values as JSON has them: infinities and NaN, which it has not, become null."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit of the package's checkout and whether the checkout differs from it; None outside of one."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        )
+        return done.stdout.strip()
+
+    try:
+        git(
+            "ls-files", "--error-unmatch", __file__
+        )  # a package installed inside someone else's checkout is not it
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in ("wmse", "torch", "torchvision", "numpy", "scikit-learn"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _hardware(device: torch.device) -> dict[str, Any]:
+    processor = platform.processor()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    hardware: dict[str, Any] = {
+        "device": device.type,
+        "platform": platform.platform(terse=True),
+        "cpu": processor,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        hardware |= {"gpu": properties.name, "gpu_memory_mb": properties.total_memory // 2**20}
+        hardware |= {
+            "compute_capability": f"{properties.major}.{properties.minor}",
+            "cuda": torch.version.cuda,
+        }
+    return hardware

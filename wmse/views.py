@@ -1,0 +1,249 @@
+"""Random views of a batch of images, on the images' device, each view with parameters of its own.
+
+Colour jitter, grayscale, random resized crop, horizontal flip, normalisation: the protocol of the official
+code, in its order. `draw_parameters` draws every random number, `apply_views` is a pure function of images
+and parameters, `make_views` does both. Every choice between operations is arithmetic: nothing here waits for
+the device, and `torch.compile` sees one graph.
+"""
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # torchvision's numbers of ColorJitter's operations
+CROP_TRIES = 10  # as in torchvision's RandomResizedCrop
+CHUNK = 2**18  # input values worked on at once on a CPU: a few such float32 arrays stay in its cache
+Triple = tuple[float, float, float]  # a value a channel, in units of [0, 1]
+
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """What views are drawn from: the paper's (protocol of the official code). ValueError out of range."""
+
+    brightness: float = 0.4  # half-width of the factor around 1; a factor is never below 0
+    contrast: float = 0.4  # likewise
+    saturation: float = 0.4  # likewise
+    hue: float = 0.1  # half-width of the shift around 0, in turns of the colour circle, up to .5
+    jitter_probability: float = 0.8  # of the four above, together
+    grayscale_probability: float = 0.1
+    crop_scale: tuple[float, float] = (0.2, 1.0)  # share of the image's area
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
+    flip_probability: float = 0.5
+    size: int | None = None  # height and width of a view in pixels; None keeps the image's
+
+    def __post_init__(self) -> None:
+        limits = dict.fromkeys(("brightness", "contrast", "saturation"), math.inf) | {"hue": 0.5}
+        limits |= dict.fromkeys(("jitter_probability", "grayscale_probability", "flip_probability"), 1)
+        for name, limit in limits.items():
+            if not 0 <= getattr(self, name) <= limit or getattr(self, name) == math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; give a finite number from 0 to {limit}")
+        for name, limit in {"crop_scale": 1, "crop_ratio": math.inf}.items():
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= limit or high == math.inf:
+                raise ValueError(f"{name} is ({low}, {high}); give finite 0 < low <= high <= {limit}")
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"size is {self.size}; give at least 1 pixel, or None for the images' own size")
+
+
+@dataclass
+class ViewParameters:
+    """The random numbers behind m views: tensors on one device, a row a view."""
+
+    brightness: Tensor  # float32 (m,), factor; 1 where the jitter passes a view by
+    contrast: Tensor  # likewise
+    saturation: Tensor  # likewise
+    hue: Tensor  # float32 (m,), shift in turns; 0 where the jitter passes a view by
+    order: Tensor  # int64 (m, 4), which operation of the jitter comes first ... last (0 brightness ... 3 hue)
+    grayscale: Tensor  # bool (m,)
+    crop: Tensor  # int64 (m, 4): top, left, height, width in pixels of the image
+    flip: Tensor  # bool (m,), after the crop
+
+    def split(self, rows: int) -> list["ViewParameters"]:
+        """The same parameters in pieces of `rows` views; the last may be shorter."""
+        columns = [getattr(self, field.name).split(rows) for field in fields(self)]
+        return [ViewParameters(*piece) for piece in zip(*columns, strict=True)]
+
+
+def draw_parameters(
+    count: int,
+    height: int,
+    width: int,
+    settings: ViewSettings = ViewSettings(),
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> ViewParameters:
+    """Draws the parameters of `count` views of images of `height` x `width` pixels as torchvision would.
+
+    The numbers come from `generator` on its own device (without one: the global one of `device`) and move to
+    `device`, so a CPU generator gives the same views everywhere. ValueError if a count or size is below 1.
+    """
+    if min(count, height, width) < 1:
+        raise ValueError(f"count, height and width must be at least 1, got {count}, {height}, {width}")
+    source = device if generator is None else generator.device
+    uniform = torch.rand(13 + 2 * CROP_TRIES, count, generator=generator, device=source)
+    uniform = uniform.to(device, non_blocking=uniform.is_cpu)
+    chances, strengths, ranks, crops = uniform.split([3, 4, 4, 2 + 2 * CROP_TRIES])
+    unjittered = chances[0] >= settings.jitter_probability
+    factors = (
+        _between(max(0.0, 1 - half), 1 + half, strengths[operation]).masked_fill(unjittered, 1.0)
+        for operation, half in enumerate((settings.brightness, settings.contrast, settings.saturation))
+    )
+    return ViewParameters(
+        *factors,
+        hue=_between(-settings.hue, settings.hue, strengths[HUE]).masked_fill(unjittered, 0.0),
+        order=ranks.argsort(0).T.contiguous(),
+        grayscale=chances[1] < settings.grayscale_probability,
+        crop=_crops(crops, height, width, settings),
+        flip=chances[2] < settings.flip_probability,
+    )
+
+
+def apply_views(
+    images: Tensor, parameters: ViewParameters, mean: Triple, std: Triple, size: int | None = None
+) -> Tensor:
+    """One view of each image: uint8 (m, 3, h, w) in, normalised float32 (m, 3, size, size) out.
+
+    `parameters`: m rows, drawn for this h and w. `mean`, `std`: in units of [0, 1]. `size` None keeps h, w.
+    Colours change as in torchvision's float kernels, and the crop is resized by Pillow's bicubic filter,
+    along rows first, without its rounding to whole levels. A pure function, free of host syncs, in float32
+    whatever autocast says. ValueError for other dtypes, shapes or numbers of rows, and for std <= 0.
+    """
+    _check_images(images)
+    if len(parameters.flip) != len(images):
+        raise ValueError(f"{len(images)} images need parameters of as many views, not {len(parameters.flip)}")
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise ValueError(f"mean and std need 3 values each, std above 0; got mean {mean} and std {std}")
+    in_chunks = images.device.type == "cpu" and not torch.compiler.is_compiling()
+    rows = max(1, CHUNK // images[0].numel()) if in_chunks else len(images)
+    pieces = zip(images.split(rows), parameters.split(rows), strict=True)
+    with torch.autocast(images.device.type, enabled=False):
+        views = [_view(*piece, mean, std, size) for piece in pieces]
+    return torch.cat(views) if len(views) > 1 else views[0]
+
+
+def make_views(
+    images: Tensor,
+    d: int,
+    mean: Triple,
+    std: Triple,
+    settings: ViewSettings = ViewSettings(),
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """d random views of each image: uint8 (n, 3, h, w) in, float32 (d, n, 3, h, w) out (or `settings.size`).
+
+    The positives of image i are `views[:, i]`. The same generator state gives the same views. Raises
+    ValueError for d < 1 and for images that are not uint8 (n, 3, h, w). More in `apply_views`.
+    """
+    _check_images(images)
+    if d < 1:
+        raise ValueError(f"d is {d}; ask for at least one view of each image")
+    n, _, height, width = images.shape
+    parameters = draw_parameters(d * n, height, width, settings, generator, images.device)
+    return apply_views(images.repeat(d, 1, 1, 1), parameters, mean, std, settings.size).unflatten(0, (d, n))
+
+
+def _check_images(images: Tensor) -> None:
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
+        seen = f"{images.dtype} of shape {tuple(images.shape)}"
+        raise ValueError(f"images are {seen}; give uint8 levels of shape (n, 3, h, w), none of these 0")
+
+
+def _between(low: float, high: float, uniform: Tensor) -> Tensor:
+    return low + (high - low) * uniform
+
+
+def _crops(uniform: Tensor, height: int, width: int, settings: ViewSettings) -> Tensor:
+    """torchvision's RandomResizedCrop from uniform (22, m): int64 (m, 4), top, left, height, width.
+
+    Uniform area, log-uniform ratio, sizes rounded; the first of ten tries that fits, else a central crop.
+    """
+    place, areas, ratios = uniform.split([2, CROP_TRIES, CROP_TRIES])
+    area = height * width * _between(*settings.crop_scale, areas)
+    ratio = _between(*map(math.log, settings.crop_ratio), ratios).exp()
+    heights, widths = (area / ratio).sqrt().round().long(), (area * ratio).sqrt().round().long()
+    fits = ((heights >= 1) & (heights <= height) & (widths >= 1) & (widths <= width)).int()
+    first = fits.argmax(0, keepdim=True)  # of equal values, argmax takes the first
+    h, w = heights.gather(0, first)[0], widths.gather(0, first)[0]
+    tried = ((place[0] * (height - h + 1)).long(), (place[1] * (width - w + 1)).long(), h, w)
+    h = max(1, min(height, round(width / settings.crop_ratio[0])))
+    w = max(1, min(width, round(height * settings.crop_ratio[1])))
+    central = ((height - h) // 2, (width - w) // 2, h, w)
+    none_fits = fits.amax(0) == 0
+    return torch.stack([t.masked_fill(none_fits, c) for t, c in zip(tried, central, strict=True)], 1)
+
+
+def _view(images: Tensor, parameters: ViewParameters, mean: Triple, std: Triple, size: int | None) -> Tensor:
+    views = _jitter(images.contiguous().float().div_(255), parameters)
+    views = _blend(views, 1 - parameters.grayscale.float(), to_gray=1.0, to_mean=0.0)
+    views = _resized_crop(views, parameters, size or images.shape[2], size or images.shape[3])
+    for channel, centre, spread in zip(views.unbind(1), mean, std, strict=True):
+        channel.sub_(centre).div_(spread)  # plain numbers: a tensor of them would be a copy from the host
+    return views
+
+
+def _jitter(x: Tensor, parameters: ViewParameters) -> Tensor:
+    """Colour jitter of x float32 (m, 3, h, w) in [0, 1], the operations in each view's own order.
+
+    Brightness, contrast and saturation are one operation, a blend. Hue comes before, between or after them:
+    so three blends before it and three after; a blend on the wrong side has factor 1 and changes nothing.
+    """
+    blends = (parameters.brightness, parameters.contrast, parameters.saturation)
+    factors = torch.stack([*blends, torch.ones_like(parameters.hue)], 1).gather(1, parameters.order)
+    to_gray, to_mean = ((parameters.order == operation).float() for operation in (SATURATION, CONTRAST))
+    hue_had_its_turn = (parameters.order == HUE).cumsum(1).bool()
+    before, after = factors.masked_fill(hue_had_its_turn, 1.0), factors.masked_fill(~hue_had_its_turn, 1.0)
+    for turn in (0, 1, 2):
+        x = _blend(x, before[:, turn], to_gray[:, turn], to_mean[:, turn])
+    x = _shift_hue(x, parameters.hue)
+    for turn in (1, 2, 3):
+        x = _blend(x, after[:, turn], to_gray[:, turn], to_mean[:, turn])
+    return x
+
+
+def _blend(x: Tensor, factor: Tensor, to_gray: Tensor | float, to_mean: Tensor | float) -> Tensor:
+    """factor x + (1 - factor) (to_gray gray + to_mean mean(gray)), clamped; factors (m,), one a view."""
+    red, green, blue = x.split(1, dim=1)
+    gray = (0.2989 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)
+    share = ((1 - factor) * to_gray)[:, None, None, None]
+    other = gray.mean((2, 3), keepdim=True) * ((1 - factor) * to_mean)[:, None, None, None]
+    return torch.addcmul(torch.addcmul(other, gray, share), x, factor[:, None, None, None]).clamp_(0, 1)
+
+
+def _shift_hue(x: Tensor, shift: Tensor) -> Tensor:
+    """x with its hue turned by `shift` (m,) turns; each pixel keeps its largest and smallest value."""
+    red, green, blue = x.split(1, dim=1)
+    high, low = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
+    chroma = high - low  # 0 for a gray pixel, which any hue gives back
+    # A hue is 1 + (g + b - r - low) / chroma sixths of a turn away from red, towards green or towards blue.
+    away = (green + blue).sub_(red).sub_(low).div_(chroma.clamp(min=1e-12)).add_(1)
+    hue = away.copysign_(green - blue).div_(6).add_(shift[:, None, None, None])
+    distance = hue - torch.arange(3, device=x.device)[:, None, None] / 3  # to red, green and blue, in turns
+    distance = distance.sub_(distance.round()).abs_()
+    return torch.addcmul(low, chroma, distance.mul_(-6).add_(2).clamp_(0, 1))
+
+
+def _resized_crop(x: Tensor, parameters: ViewParameters, out_height: int, out_width: int) -> Tensor:
+    """Crop, resize and flip of x float32 (m, 3, h, w), clamped after each pass as Pillow's uint8 is."""
+    top, left, crop_height, crop_width = parameters.crop.unbind(1)
+    rows = _bicubic(top, crop_height, x.shape[2], out_height)
+    columns = _bicubic(left, crop_width, x.shape[3], out_width)
+    columns = torch.where(parameters.flip[:, None, None], columns.flip(1), columns)
+    x = (x.flatten(1, 2) @ columns.mT).clamp_(0, 1).unflatten(1, x.shape[1:3])
+    return (rows[:, None] @ x).clamp_(0, 1)
+
+
+def _bicubic(start: Tensor, length: Tensor, size: int, out: int) -> Tensor:
+    """Pillow's bicubic (a = -.5): weights (m, out, size) from pixels start ... start + length - 1 to out."""
+    start, length = start[:, None], length[:, None]
+    pixel = torch.arange(size, device=start.device).expand(len(start), size)
+    outside = (pixel < start) | (pixel >= start + length)
+    position = (pixel + 0.5).masked_fill(outside, math.inf)  # infinitely far: weight 0
+    scale = length / out  # above 1, where the crop shrinks, the filter widens with it
+    centre = start + (torch.arange(out, device=start.device) + 0.5) * scale
+    distance = (position[:, None, :] - centre[:, :, None]).abs_().div_(scale.clamp(min=1)[:, :, None])
+    near, far = (1 - distance).clamp_(min=0), (2 - distance).clamp_(min=0)
+    # The filter's two cubic pieces as one sum of truncated powers: no branch.
+    weights = (far * far).mul_(far - 1).mul_(0.5) + (near * near).mul_(1 - 2 * near)
+    return weights.div_(weights.sum(2, keepdim=True))
