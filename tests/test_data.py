@@ -107,9 +107,9 @@ def test_limit_takes_the_first_images():
     assert part.mean == whole.mean
 
 
-@pytest.mark.parametrize("limit", [0, -1, 8193])
+@pytest.mark.parametrize("limit", [0, -1, data.DIGITS_COUNT["train"] + 1])
 def test_limit_outside_the_set_is_refused(limit):
-    with pytest.raises(ValueError, match=rf"{limit}.*8192"):
+    with pytest.raises(ValueError, match=rf"{limit}.*{data.DIGITS_COUNT['train']}"):
         data.load("digits", "train", limit=limit)
 
 
@@ -258,7 +258,7 @@ def serve(monkeypatch):
         log = []
         handler = partial(Server, content=content, ranges=ranges, drops=list(drops), log=log)
         servers.append(ThreadingHTTPServer(("127.0.0.1", 0), handler))
-        Thread(target=servers[-1].serve_forever, daemon=True).start()
+        Thread(target=servers[-1].serve_forever, args=(0.01,), daemon=True).start()
         return f"http://127.0.0.1:{servers[-1].server_port}", log
 
     yield start

@@ -102,8 +102,10 @@ def _digits(split: str, *_) -> ImageSet:
 def _draw_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     """Handwritten digits over photographs, |background - ink|: images uint8 (n, 3, 32, 32), labels (n,).
 
-    The recipe of MNIST-M (Ganin et al., JMLR 17(59), 2016) with the 1,797 digits of 8x8 pixels
-    and the two photographs that scikit-learn ships. Splits share neither digits nor background pixels.
+    The recipe of MNIST-M (Ganin et al., JMLR 17(59), 2016) with the 1,797 digits of 8x8 pixels and the two
+    photographs that scikit-learn ships; here the ink has a random colour and the photographs are dim and out
+    of focus, so that the digit tells images apart better than its background does. Splits share neither
+    digits nor background pixels.
     """
     from sklearn.datasets import load_digits, load_sample_images
     from sklearn.model_selection import train_test_split

@@ -4,6 +4,7 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart; classes 
 """
 
 import itertools
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -79,11 +80,29 @@ def scatter(points: np.ndarray, labels: Tensor | np.ndarray, classes: Sequence[s
     styles = zip(itertools.cycle(OKABE_ITO), itertools.cycle(MARKERS), strict=False)
     for index, (name, (colour, marker)) in enumerate(zip(classes, styles, strict=False)):
         chosen = labels == index
-        ax.scatter(*points[chosen].T, s=9, alpha=0.75, linewidths=0, color=colour, marker=marker, label=name)
+        ax.scatter(
+            *points[chosen].T,
+            s=9,
+            alpha=0.75,
+            linewidths=0,
+            color=colour,
+            marker=marker,
+            label=name,
+            rasterized=True,
+        )
     ax.set_xticks([])
     ax.set_yticks([])
     ax.grid(False)
     return ax
+
+
+def umap_layout(points: Tensor, seed: int) -> np.ndarray:
+    """A 2-D layout (n, 2) of points (n, k) by UMAP with its usual 15 neighbours, the same for the same seed."""
+    with warnings.catch_warnings():  # umap's progress bar misses a widget that nothing here needs
+        warnings.simplefilter("ignore")
+        from umap import UMAP
+
+    return UMAP(n_neighbors=15, min_dist=0.1, random_state=seed, n_jobs=1).fit_transform(points.cpu().numpy())
 
 
 def class_legend(figure: "Figure", ax: "Axes", columns: int = 10) -> None:

@@ -77,12 +77,12 @@ class _TriangularWhitening(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, eps: float, method: str) -> tuple[Tensor, Tensor]:
         centred = x - x.mean(-2, keepdim=True)
-        whitening_matrix, pivots, tolerance, q = FACTORISATIONS[method](centred, eps)
+        whitening_matrix, unexplained, tolerance, q = FACTORISATIONS[method](centred, eps)
         # What rounding left of the mean must be small beside the spread. It is not where a dimension is
         # constant but its mean was rounded: that residue has a variance, and would be whitened to 1.
         offset = (centred.mean(-2, keepdim=True) @ whitening_matrix.mT).abs().amax((-1, -2))
-        pivots = torch.where(offset < MAX_OFFSET, pivots, 0.0)
-        gate = _gate(pivots, x, tolerance, method)[..., None, None]
+        unexplained = torch.where(offset < MAX_OFFSET, unexplained, 0.0)
+        gate = _gate(unexplained, x, tolerance, method)[..., None, None]
         whitening_matrix = whitening_matrix * gate
         return centred @ whitening_matrix.mT if q is None else q * gate, whitening_matrix
 
@@ -110,7 +110,7 @@ class _TriangularWhitening(torch.autograd.Function):
 
 
 def _factorise_cholesky(centred: Tensor, eps: float) -> tuple[Tensor, Tensor, float, None]:
-    """L^-1 (..., k, k), each slice's smallest pivot (...), what it must exceed, and no Q."""
+    """L^-1 (..., k, k), the least share of variance left unexplained (...), its lower limit, and no Q."""
     n, k = centred.shape[-2:]
     covariance = (centred.mT @ centred).mul_((1 - eps) / (n - 1))
     if eps:
@@ -118,16 +118,14 @@ def _factorise_cholesky(centred: Tensor, eps: float) -> tuple[Tensor, Tensor, fl
     factor, info = torch.linalg.cholesky_ex(covariance)
     identity = torch.eye(k, dtype=centred.dtype, device=centred.device)
     inverse = torch.linalg.solve_triangular(factor, identity, upper=False, left=False)
-    # L_jj^2 / Sigma_jj is the share of dimension j's variance that dimensions 1..j-1 do not explain. Below
-    # about k times the machine's epsilon it is rounding noise, and so is W. But where the dependence has
-    # little of dimension j in it, noise in L_jj looks large: 2.7% of singular slices pass by that.
-    # 1 / ((Sigma^-1)_jj Sigma_jj), what *all* other dimensions leave unexplained, has no such blind spot:
-    # below 1.2 k eps for each of 12,772 singular slices that factorised; the limit is 20 k eps.
+    # 1 / ((Sigma^-1)_jj Sigma_jj) is the share of dimension j's variance that the other dimensions do not
+    # explain. Below about k times the machine's epsilon it is rounding noise, and so is W: it was below
+    # 1.2 k eps for each of 12,772 singular slices that factorised all the same. (L_jj^2 / Sigma_jj, what the
+    # dimensions before j do not explain, is cheaper but passed 2.7% of them at 100 k eps: where a dependence
+    # has little of dimension j in it, the noise in L_jj looks large.)
     variances = covariance.diagonal(dim1=-2, dim2=-1)
-    pivots = factor.diagonal(dim1=-2, dim2=-1).square() / variances
-    unexplained = 1 / (inverse.square().sum(-2) * variances)
-    pivots = torch.where(info == 0, torch.minimum(pivots, 5 * unexplained).amin(-1), 0.0)
-    return inverse, pivots, 100 * k * torch.finfo(centred.dtype).eps, None
+    unexplained = 1 / (inverse.square().sum(-2) * variances).amax(-1)
+    return inverse, torch.where(info == 0, unexplained, 0.0), 20 * k * torch.finfo(centred.dtype).eps, None
 
 
 def _factorise_qr(centred: Tensor, eps: float) -> tuple[Tensor, Tensor, float, Tensor | None]:
@@ -146,11 +144,13 @@ def _factorise_qr(centred: Tensor, eps: float) -> tuple[Tensor, Tensor, float, T
     inverse = torch.linalg.solve_triangular(r, identity, upper=True)
     # The share of each column that *all* the others do not explain, as a length. Not squared, so it may be
     # far smaller than Cholesky's; and by all, since R_jj alone can hide a dependence by many times its size.
-    pivots = (torch.linalg.vector_norm(inverse, dim=-1) * torch.linalg.vector_norm(r, dim=-2)).amax(-1) ** -1
+    unexplained = 1 / (torch.linalg.vector_norm(inverse, dim=-1) * torch.linalg.vector_norm(r, dim=-2)).amax(
+        -1
+    )
     signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(r.dtype)[..., None, :] * math.sqrt(
         n - 1
     )
-    return (inverse * signs).mT, pivots, 10 * k * torch.finfo(r.dtype).eps, None if eps else q * signs
+    return (inverse * signs).mT, unexplained, 10 * k * torch.finfo(r.dtype).eps, None if eps else q * signs
 
 
 FACTORISATIONS = {"cholesky": _factorise_cholesky, "qr": _factorise_qr}
@@ -178,33 +178,33 @@ def _check_arguments(x: Tensor, method: str, eps: float) -> None:
         )
 
 
-def _gate(pivots: Tensor, x: Tensor, tolerance: float, method: str) -> Tensor:
-    """1 for each slice whose smallest pivot is above `tolerance`, NaN for the others, which are refused.
+def _gate(unexplained: Tensor, x: Tensor, tolerance: float, method: str) -> Tensor:
+    """1 for each slice whose `unexplained` is above `tolerance`, NaN for the others, which are refused.
 
     Args:
-        pivots: (...) in [0, 1]; NaN counts as bad.
+        unexplained: (...) in [0, 1]; NaN counts as bad.
         x: (..., n, k), looked at only to explain a failure.
     """
     x = x.detach()
     if torch.compiler.is_compiling():
-        return torch.ops.wmse.gate(pivots, x, tolerance, method)
-    ok = pivots > tolerance
-    require(ok, lambda flags: _explain(flags, pivots, x, tolerance, method))
+        return torch.ops.wmse.gate(unexplained, x, tolerance, method)
+    ok = unexplained > tolerance
+    require(ok, lambda flags: _explain(flags, unexplained, x, tolerance, method))
     return torch.where(ok, 1.0, math.nan).to(x.dtype)
 
 
 @torch.library.custom_op("wmse::gate", mutates_args=())
-def _compiled_gate(pivots: Tensor, x: Tensor, tolerance: float, method: str) -> Tensor:
+def _compiled_gate(unexplained: Tensor, x: Tensor, tolerance: float, method: str) -> Tensor:
     """`_gate` as one opaque node, so that a compiled graph keeps the check and does not break at it."""
-    return _gate(pivots, x, tolerance, method)
+    return _gate(unexplained, x, tolerance, method)
 
 
 @_compiled_gate.register_fake
-def _(pivots: Tensor, x: Tensor, tolerance: float, method: str) -> Tensor:
-    return torch.empty_like(pivots)
+def _(unexplained: Tensor, x: Tensor, tolerance: float, method: str) -> Tensor:
+    return torch.empty_like(unexplained)
 
 
-def _explain(ok: Tensor, pivots: Tensor, x: Tensor, tolerance: float, method: str) -> ValueError:
+def _explain(ok: Tensor, unexplained: Tensor, x: Tensor, tolerance: float, method: str) -> ValueError:
     """The error for the first slice that `ok` (...) marks as bad."""
     n, k = x.shape[-2:]
     index = tuple((~ok).nonzero()[0].tolist())
@@ -215,8 +215,8 @@ def _explain(ok: Tensor, pivots: Tensor, x: Tensor, tolerance: float, method: st
         return ValueError(f"x holds NaN or infinity in {where}{late}: look for them where x is computed.")
     other = " or method='qr', which does not square the condition number" if method == "cholesky" else ""
     return SingularCovarianceError(
-        f"the covariance of {where} cannot be factorised{late}: its smallest pivot is "
-        f"{float(pivots[index]):.1e} of the variance, at least {tolerance:.1e} is needed. Either the samples "
+        f"the covariance of {where} cannot be factorised{late}: the other dimensions explain all but "
+        f"{float(unexplained[index]):.1e} of one; at least {tolerance:.1e} must be left. Either the samples "
         f"span fewer than k dimensions (collapse, duplicates, a constant dimension), or n is too close to k, "
         f"or rounding hides their spread, so far are they from the origin. "
         f"Ways out: n >= 2k = {2 * k} samples a slice, a smaller k, eps > 0 (for example 1e-3){other}."
