@@ -97,7 +97,7 @@ def scatter(points: np.ndarray, labels: Tensor | np.ndarray, classes: Sequence[s
 
 
 def umap_layout(points: Tensor, seed: int) -> np.ndarray:
-    """A 2-D layout (n, 2) of points (n, k) by UMAP with its usual 15 neighbours, the same for the same seed."""
+    """A 2-D layout (n, 2) of points (n, k) by UMAP with 15 neighbours; the same seed gives the same one."""
     with warnings.catch_warnings():  # umap's progress bar misses a widget that nothing here needs
         warnings.simplefilter("ignore")
         from umap import UMAP

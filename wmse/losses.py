@@ -4,6 +4,8 @@ Embeddings are (d, n, k): d positives (views) of each of n images, k dimensions.
 this is the method of the paper.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -24,21 +26,25 @@ def mse_loss(embeddings: Tensor, normalize: bool = True) -> Tensor:
         A scalar: the mean over pairs and images (and, if not `normalize`, dimensions).
 
     Raises:
-        ValueError: d < 2.
+        ValueError: d < 2, no images, no dimensions.
     """
-    if embeddings.dim() < 2 or len(embeddings) < 2:
-        raise ValueError(
-            f"embeddings must be (d, ..., k) with d >= 2 views; got shape {tuple(embeddings.shape)}"
-        )
+    shape = tuple(embeddings.shape)
+    if len(shape) < 2 or shape[0] < 2:
+        raise ValueError(f"embeddings must be (d, ..., k) with d >= 2 views; got shape {shape}")
+    if not embeddings.numel():
+        raise ValueError(f"embeddings of shape {shape} hold no images or no dimensions")
     embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
-    if normalize:
-        embeddings = embeddings * embeddings.square().sum(-1, keepdim=True).clamp_min(1e-24).rsqrt()
+    d, k = len(embeddings), embeddings.shape[-1]
+    images = embeddings[0].numel() // k
     # sum_{i<j} |v_i - v_j|^2 = d sum_i |v_i - mean|^2: the mean over the pairs is twice the sample variance
     # over the positives, and no pair is ever formed.
-    d, k = len(embeddings), embeddings.shape[-1]
-    spread = embeddings - embeddings.mean(0)
-    images = spread[0].numel() // k
-    return 2 / (d - 1) * spread.square().sum() / (images if normalize else images * k)
+    if not normalize:
+        spread = embeddings - embeddings.mean(0)
+        return 2 / (d - 1) * spread.square().sum() / (images * k)
+    # For unit vectors that sum is d^2 - |sum_i v_i|^2, which takes fewer passes over memory.
+    lengths = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True)
+    total = (embeddings * lengths.clamp_min(1e-12).reciprocal()).sum(0)
+    return 2 / (d - 1) * (d - total.square().sum() / (images * d))
 
 
 def w_mse_loss(
@@ -98,13 +104,15 @@ def check_sizes(d: int, n: int, k: int, slice_size: int, iterations: int = 1) ->
             f"The least that works is {k + 1}; 2k = {2 * k} is advised."
         )
     if n == 0 or n % slice_size:
-        below = n // slice_size * slice_size
-        batches = " or ".join(str(size) for size in (below, below + slice_size) if size)
-        fitting = sorted(
-            (size for size in range(k + 1, n + 1) if n % size == 0), key=lambda s: abs(s - slice_size)
-        )
-        slices = " or ".join(str(size) for size in sorted(fitting[:2])) or f"none, as n must exceed k = {k}"
+        batches = _around(range(slice_size, n + 2 * slice_size, slice_size), n)
+        slices = _around([size for size in range(k + 1, n + 1) if n % size == 0], slice_size)
         raise ValueError(
             f"n = {n} images are not a multiple of slice_size = {slice_size}. "
             f"Nearest batches that work: {batches} images. Nearest slice sizes for n = {n}: {slices}."
         )
+
+
+def _around(sizes: Sequence[int], size: int) -> str:
+    """The nearest of ascending `sizes` on either side of `size`, for a message."""
+    nearest = [*[s for s in sizes if s < size][-1:], *[s for s in sizes if s > size][:1]]
+    return " or ".join(map(str, nearest)) or "none"

@@ -105,8 +105,12 @@ class _TriangularWhitening(torch.autograd.Function):
             symmetric = lower + lower.mT  # S + S^T but for the diagonal, which stands here twice
             symmetric.diagonal(dim1=-2, dim2=-1).mul_(0.5)
             correction = symmetric.mul_((1 - ctx.eps) / (z.shape[-2] - 1)) @ whitening_matrix
-            grad_x = (grad @ whitening_matrix).sub_(z @ correction)
-        return grad_x.sub_(grad_x.mean(-2, keepdim=True)), None, None
+            n, k = z.shape[-2:]
+            grad_x = (grad @ whitening_matrix).reshape(-1, n, k)
+            grad_x.baddbmm_(
+                z.reshape(-1, n, k), correction.reshape(-1, k, k), alpha=-1
+            )  # in place: half the time
+        return grad_x.sub_(grad_x.mean(-2, keepdim=True)).view_as(z), None, None
 
 
 def _factorise_cholesky(centred: Tensor, eps: float) -> tuple[Tensor, Tensor, float, None]:
