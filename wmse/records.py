@@ -157,8 +157,8 @@ def _git() -> dict[str, Any] | None:
 
 
 def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in ("wmse", "torch", "torchvision", "numpy", "scikit-learn"):
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    for package in ("wmse", "torchvision", "numpy", "scikit-learn"):
         try:
             versions[package] = version(package)
         except PackageNotFoundError:

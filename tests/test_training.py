@@ -1,0 +1,263 @@
+"""Training: the schedule, and that nothing which stops a run loses or changes anything."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from wmse import records, runs, training
+from wmse.recipes import get_recipe
+from wmse.training import DivergenceError, learning_rate, train
+
+SMALL = {"epochs": 3, "batch_size": 64, "slice_size": 32, "embedding_dim": 8, "projector_width": 16}
+TINY = replace(get_recipe("digits/w-mse-2"), precision="float32", **SMALL)  # 3 epochs of 3 steps at limit 200
+NAME = "digits/w-mse-2"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """A checkpoint after every step, and metrics that take no time: evaluation has tests of its own."""
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1.0)
+    monkeypatch.setattr(training, "evaluate", lambda *_: {"linear_top1": 0.0})
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The folder of a run that nothing disturbed."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(training, "evaluate", lambda *_: {"linear_top1": 0.0})
+    out = train(NAME, tmp_path_factory.mktemp("runs") / "alone", TINY, limit=200)
+    patch.undo()
+    return out
+
+
+def same_weights(first, second):
+    for name in ("encoder", "projector"):
+        a, b = (load_file(folder / f"{name}.safetensors") for folder in (first, second))
+        assert a.keys() == b.keys()
+        assert all(torch.equal(a[key], b[key]) for key in a), "the weights differ"
+    losses = [[row["loss"] for row in records.read_metrics(folder)] for folder in (first, second)]
+    assert losses[0] == losses[1]
+
+
+def stop_after(monkeypatch, step, error):
+    """Let training raise `error` in the step after `step`."""
+    original = training.train_step
+
+    def limited(run, *rest):
+        if run.step == step:
+            raise error
+        return original(run, *rest)
+
+    monkeypatch.setattr(training, "train_step", limited)
+
+
+def test_a_run_leaves_a_record_a_row_an_epoch_and_its_networks(alone):
+    record = records.read_record(alone)
+    assert record["status"] == "finished" and record["steps"] == 9 and record["limit"] == 200
+    assert record["images"] == {"train": 200, "test": 200} and record["precision"] == "float32"
+    assert record["peak_memory_mb"] > 0 and record["curve"] == records.read_metrics(alone)
+    assert [row["epoch"] for row in record["curve"]] == [1, 2, 3]
+    names = {"record.json", "metrics.csv", "encoder.safetensors", "projector.safetensors"}
+    assert {path.name for path in alone.iterdir()} == names
+
+
+def test_the_same_seed_gives_the_same_run_and_another_another(alone, tmp_path):
+    same_weights(alone, train(NAME, tmp_path / "again", TINY, limit=200))
+    other = train(NAME, tmp_path / "other", replace(TINY, seed=1), limit=200)
+    with pytest.raises(AssertionError, match="differ"):
+        same_weights(alone, other)
+
+
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_a_resumed_run_ends_like_one_left_alone(step, alone, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="power"):
+        stop_after(patch, step, OSError("no power"))
+        train(NAME, tmp_path / "run", TINY, limit=200)
+    record = records.read_record(tmp_path / "run")
+    assert record["status"] == "failed" and "no power" in record["error"]
+    train(NAME, tmp_path / "run", TINY, limit=200, resume=True)
+    assert f"resuming after step {step}" in capsys.readouterr().out
+    same_weights(alone, tmp_path / "run")
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_previous(alone, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        stop_after(patch, 5, OSError())
+        train(NAME, tmp_path / "run", TINY, limit=200)
+    newest = tmp_path / "run" / "checkpoint.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    train(NAME, tmp_path / "run", TINY, limit=200, resume=True)
+    told = capsys.readouterr().out
+    assert "checkpoint.pt is damaged" in told and "resuming after step 4" in told
+    same_weights(alone, tmp_path / "run")
+
+
+def test_without_a_whole_checkpoint_a_run_starts_from_the_beginning_and_says_so(
+    alone, tmp_path, monkeypatch, capsys
+):
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        stop_after(patch, 5, OSError())
+        train(NAME, tmp_path / "run", TINY, limit=200)
+    for name in runs.CHECKPOINTS:
+        (tmp_path / "run" / name).write_bytes(b"")
+    train(NAME, tmp_path / "run", TINY, limit=200, resume=True)
+    assert "from the beginning" in capsys.readouterr().out
+    same_weights(alone, tmp_path / "run")
+    train(NAME, tmp_path / "fresh", TINY, limit=200, resume=True)
+    assert "from the beginning" in capsys.readouterr().out
+
+
+def test_rows_of_epochs_that_must_be_repeated_are_cut(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        stop_after(patch, 4, OSError())
+        train(NAME, tmp_path / "run", TINY, limit=200)
+    records.append_metrics(tmp_path / "run", records.read_metrics(tmp_path / "run")[0])
+    train(NAME, tmp_path / "run", TINY, limit=200, resume=True)
+    assert [row["epoch"] for row in records.read_metrics(tmp_path / "run")] == [1, 2, 3]
+
+
+SCRIPT = """
+import sys
+from dataclasses import replace
+from wmse import training
+from tests.test_training import NAME, TINY
+training.CHECKPOINT_SECONDS = -1.0
+training.evaluate = lambda *_: {}
+original = training.train_step
+def slow(run, *rest):
+    print("step", run.step, flush=True)
+    return original(run, *rest)
+training.train_step = slow
+training.train(NAME, sys.argv[1], replace(TINY, epochs=3), limit=200, resume=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name)
+def test_a_run_killed_by_a_signal_can_be_resumed(number, alone, tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path / "run")]
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    for line in process.stdout:
+        if line.startswith("step 5"):
+            process.send_signal(number)
+            break
+    process.stdout.read()
+    process.wait(timeout=60)
+    assert process.returncode != 0
+    status = records.read_record(tmp_path / "run")["status"]
+    assert status == ("running" if number == signal.SIGKILL else "interrupted")
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "resuming after step" in done.stdout
+    same_weights(alone, tmp_path / "run")
+
+
+def test_a_finished_run_is_left_as_it_is(alone, capsys):
+    before = {path: path.stat().st_mtime_ns for path in alone.iterdir()}
+    train(NAME, alone, TINY, limit=200, resume=True)
+    assert "finished already" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in alone.iterdir()}
+
+
+def test_a_folder_with_a_run_is_not_written_over(alone):
+    with pytest.raises(FileExistsError, match="resume"):
+        train(NAME, alone, TINY, limit=200)
+    with pytest.raises(FileExistsError, match="slice_size was 32, is 64"):
+        train(NAME, alone, replace(TINY, slice_size=64), limit=200, resume=True)
+    with pytest.raises(FileExistsError, match="limit was 200, is 300"):
+        train(NAME, alone, TINY, limit=300, resume=True)
+
+
+@pytest.mark.parametrize("method", ["w-mse", "mse"])
+def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(method, tmp_path):
+    recipe = replace(TINY, method=method, learning_rate=1e30, warmup_steps=0)
+    with pytest.raises(DivergenceError, match="learning_rate"):
+        train("digits/" + method, tmp_path / "run", recipe, limit=200)
+    record = records.read_record(tmp_path / "run")
+    assert record["status"] == "failed" and "DivergenceError" in record["error"]
+    state = runs.load_checkpoint(tmp_path / "run")
+    assert state is None or all(tensor.isfinite().all() for tensor in state["encoder"].values())
+
+
+def test_a_checkpoint_is_never_made_of_weights_that_are_not_finite(tmp_path):
+    run = runs.start_run(TINY, 200, torch.device("cpu"))
+    training._save(run, tmp_path)
+    good = (tmp_path / "checkpoint.pt").read_bytes()
+    next(run.encoder.parameters()).data[0] = float("nan")
+    with pytest.raises(DivergenceError, match="weights"):
+        training._save(run, tmp_path)
+    assert (tmp_path / "checkpoint.pt").read_bytes() == good
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt"]
+
+
+@pytest.mark.parametrize("epochs", [1000, 50, 30, 20])
+def test_the_schedule_is_torchs_multistep_with_a_warmup(epochs):
+    recipe = replace(get_recipe("cifar10/w-mse-2"), epochs=epochs, warmup_steps=7)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=recipe.learning_rate)
+    milestones = [epochs - before for before in recipe.lr_drops if epochs > before]
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=recipe.lr_drop_factor)
+    start = (
+        recipe.lr_drop_factor if epochs in recipe.lr_drops else 1.0
+    )  # a drop at the very start acts at once
+    for step in range(epochs * 3):
+        warmup = min(1, (step + 1) / 7)
+        expected = optimizer.param_groups[0]["lr"] * warmup * start
+        assert learning_rate(recipe, step, 3) == pytest.approx(expected, rel=1e-9)
+        if step % 3 == 2:
+            optimizer.step()
+            scheduler.step()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"slice_size": 8}, "slice_size = 8"),
+        ({"slice_size": 48}, "not a multiple of slice_size = 48"),
+        ({"positives": 1}, "d = 1"),
+        ({"method": "byol"}, "'byol'.*w-mse"),
+        ({"whitening": "lu"}, "'lu'.*cholesky"),
+        ({"precision": "int8"}, "'int8'.*float32"),
+        ({"epochs": 0}, "epochs"),
+        ({"encoder": "vgg"}, "'vgg'.*resnet18"),
+        ({"dataset": "mnist"}, "'mnist'.*digits"),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(change, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        train(NAME, tmp_path / "run", replace(TINY, **change), limit=200)
+    assert not (tmp_path / "run").exists()
+
+
+def test_fewer_images_than_a_batch_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="50 training images.*64"):
+        train(NAME, tmp_path / "run", TINY, limit=50)
+
+
+@pytest.mark.parametrize(
+    "change", [{"precision": "bfloat16"}, {"whitening": "qr"}, {"positives": 3, "iterations": 2}]
+)
+def test_other_settings_train_too(change, tmp_path):
+    out = train(NAME, tmp_path / "run", replace(TINY, epochs=2, **change), limit=200)
+    rows = records.read_metrics(out)
+    assert len(rows) == 2 and all(0 < row["loss"] < 4 for row in rows)
+
+
+def test_the_whitened_loss_learns_and_the_plain_one_collapses(tmp_path):
+    results = {}
+    for method in ("w-mse", "mse"):
+        recipe = replace(TINY, method=method, epochs=15, warmup_steps=5, lr_drops=())
+        results[method] = records.read_metrics(train(NAME, tmp_path / method, recipe, limit=512))
+    assert results["w-mse"][-1]["loss"] < results["w-mse"][0]["loss"] - 0.2
+    assert results["mse"][-1]["embedding_std"] < 0.2 < 0.5 < results["w-mse"][-1]["embedding_std"]
+    assert results["mse"][-1]["effective_rank"] < results["w-mse"][-1]["effective_rank"]
