@@ -1,0 +1,113 @@
+"""The command line: what a reader types works, and what cannot work is answered in a line."""
+
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+
+from wmse import records
+from wmse.__main__ import main
+from wmse.recipes import RECIPES, Recipe
+from wmse.views import ViewSettings
+
+QUICK = ["--limit", "256", "--epochs", "1", "--batch-size", "128", "--precision", "float32"]
+
+
+def test_train_then_evaluate_gives_the_same_scores(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    changes = [
+        "--seed",
+        "4",
+        "--whitening",
+        "qr",
+        "--lr-drops",
+        "2",
+        "1",
+        "--views.hue",
+        "0.3",
+        "--no-normalize",
+    ]
+    assert main(["train", "digits/w-mse-2", *QUICK, *changes, "--out", "run"]) == 0
+    shown = capsys.readouterr().out
+    record = records.read_record("run")
+    assert record["status"] == "finished" and record["name"] == "digits/w-mse-2"
+    recipe = records.recipe_of(record)
+    assert (recipe.seed, recipe.whitening, recipe.lr_drops, recipe.views.hue) == (4, "qr", (2, 1), 0.3)
+    assert not recipe.normalize and "--views.hue 0.3" in record["command"]
+    names = ["linear_top1", "knn5_euclidean_top1", "knn5_cosine_top1", "effective_rank_features"]
+    names += ["effective_rank_embeddings", "embedding_std", "cca_dimensions"]
+    assert list(record["metrics"]) == names and all(name in shown for name in names)
+
+    before = (tmp_path / "run" / "record.json").read_bytes()
+    assert main(["evaluate", "run"]) == 0
+    shown = capsys.readouterr().out
+    assert [line.split()[0] for line in shown.splitlines()] == names
+    for line in shown.splitlines():
+        assert float(line.split()[1]) == pytest.approx(record["metrics"][line.split()[0]], abs=6e-4)
+    assert (tmp_path / "run" / "record.json").read_bytes() == before
+
+    assert main(["train", "digits/w-mse-2", *QUICK, *changes, "--out", "run"]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert main(["train", "digits/w-mse-2", *QUICK, *changes, "--out", "run", "--resume"]) == 0
+
+
+def test_without_out_each_run_gets_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("wmse.training.evaluate", lambda *_: {"linear_top1": 0.0})
+    for _ in range(2):
+        assert main(["train", "digits/mse", *QUICK]) == 0
+    assert main(["train", "digits/mse", *QUICK, "--resume"]) == 0
+    assert sorted(path.name for path in (tmp_path / "runs/digits/mse").iterdir()) == ["seed-0", "seed-0-2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "digits/w-mse-9"], ["digits/w-mse-9", *RECIPES]),
+        (["train", "digits/w-mse-2", "--slice-size", "100"], ["slice_size = 100", "n = 128"]),
+        (["train", "digits/w-mse-2", "--limit", "9999999"], ["9999999", "2048"]),
+        (["evaluate", "nowhere"], ["nowhere"]),
+        (["learn"], ["learn", "train", "evaluate"]),
+    ],
+    ids=lambda value: " ".join(value)[:30],
+)
+def test_what_cannot_work_is_answered_in_words(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    told = capsys.readouterr().err
+    assert all(word in told for word in words) and "Traceback" not in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_explains_every_field_of_a_recipe(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "cifar10/w-mse-4", "--help"])
+    assert stop.value.code in (0, None)
+    text = capsys.readouterr().out
+    flags = [field.name for field in fields(Recipe) if field.name != "views"]
+    flags += [f"views.{field.name}" for field in fields(ViewSettings)] + [
+        "out",
+        "data",
+        "device",
+        "resume",
+        "limit",
+    ]
+    assert [flag for flag in flags if f"--{flag.replace('_', '-')}" not in text] == []
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["train"], ["train", "--help"]], ids=str)
+def test_the_usage_lists_the_recipes(arguments, capsys):
+    assert main(arguments) == (0 if "--help" in arguments else 2)
+    told = "".join(capsys.readouterr())
+    assert all(name in told for name in RECIPES)
+
+
+def test_the_package_is_light_to_import():
+    heavy = "{'torchvision', 'sklearn', 'matplotlib', 'umap', 'seaborn', 'tyro'}"
+    modules = (
+        "wmse, wmse.whitening, wmse.losses, wmse.data, wmse.views, wmse.networks, wmse.recipes, wmse.training"
+    )
+    code = f"import sys, {modules}; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
