@@ -195,6 +195,8 @@ def execute_all(root: Path, names: list[str], chosen: dict[str, str], jobs: int)
     """Execute the notebooks whose staged copy is not current, `jobs` at a time; BuildError names failures."""
     stage = root / "_build" / "stage" / "notebooks"
     parameters = {name: parameters_for(root / "notebooks" / f"{name}.ipynb", chosen) for name in names}
+    # Few threads each: two processes whose threads wait for each other on the same cores run many times
+    # slower than one after the other, so a core has one thread of one notebook.
     threads = max(1, cores() // jobs)
     environment = kernel_environment(root, threads)
     print(f"Notebooks, {jobs} at a time, {environment['OMP_NUM_THREADS']} threads each:", flush=True)
@@ -216,7 +218,8 @@ def execute_all(root: Path, names: list[str], chosen: dict[str, str], jobs: int)
 
     start = time.perf_counter()
     with ThreadPoolExecutor(jobs) as pool:
-        failures = [message for message in pool.map(bring_up_to_date, names) if message]
+        # The last chapters train longest: first in, so that the pool does not wait for one of them alone.
+        failures = [message for message in pool.map(bring_up_to_date, reversed(names)) if message]
     print(f"  all: {time.perf_counter() - start:.0f} s", flush=True)
     if failures:
         raise BuildError("\n\n".join(failures))
@@ -272,7 +275,7 @@ def make_site(root: Path) -> Path:
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--jobs", type=int, help="notebooks at a time (default: one for every two cores)")
+    parser.add_argument("--jobs", type=int, help="notebooks at a time (default: one for every core, 4 at most)")
     parser.add_argument("--profile", default="smoke", help="the notebooks' profile (default: %(default)s)")
     parser.add_argument(
         "--parameter", action="append", default=[], metavar="NAME=VALUE", help="of a notebook"
@@ -291,7 +294,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
         if malformed := [given for given in options.parameter if "=" not in given]:
             raise BuildError(f"--parameter {malformed[0]}: write it as NAME=VALUE")
         chosen = {"profile": options.profile, **dict(given.split("=", 1) for given in options.parameter)}
-        jobs = min(options.jobs or max(1, cores() // 2), len(selected))
+        jobs = min(options.jobs or min(4, cores()), len(selected))
         if jobs < 1:
             raise BuildError(f"--jobs must be at least 1, not {jobs}")
         execute_all(root, selected, chosen, jobs)
