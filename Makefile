@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lint bench repository clean
+.PHONY: help book test lint bench picture repository clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 : \2/p' Makefile
@@ -21,6 +21,9 @@ lint: $(INSTALLED) ## check style, formatting, and that notebooks are stored wit
 
 bench: $(INSTALLED) ## compare the loss's speed with a plain loop's
 	$(BIN)/python -m benchmarks
+
+picture: $(INSTALLED) ## take the README's picture from chapter 5 as executed last
+	$(BIN)/python book/picture.py
 
 repository: ## change the repository's address everywhere: make repository URL=https://github.com/OWNER/NAME
 	$(PYTHON) book/repository.py "$(URL)"

@@ -275,7 +275,7 @@ def make_site(root: Path) -> Path:
 
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--jobs", type=int, help="notebooks at a time (default: one for every core, 4 at most)")
+    parser.add_argument("--jobs", type=int, help="notebooks at a time (default: one a core, at most 4)")
     parser.add_argument("--profile", default="smoke", help="the notebooks' profile (default: %(default)s)")
     parser.add_argument(
         "--parameter", action="append", default=[], metavar="NAME=VALUE", help="of a notebook"

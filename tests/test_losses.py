@@ -83,10 +83,12 @@ def test_equal_to_the_triple_loop_in_value_and_in_every_views_gradient(
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-11)):
         x = embeddings(d, n, k, dtype=dtype)
         assert_same(
-            value_and_gradient(lambda x: w_mse_loss(x, slice_size, iterations, normalize, "cholesky", seeded()), x),
+            value_and_gradient(
+                lambda x: w_mse_loss(x, slice_size, iterations, normalize, "cholesky", seeded()), x
+            ),
             value_and_gradient(lambda x: plain_w_mse(x, slice_size, iterations, normalize, seeded()), x),
             tolerance,
-        )  # fmt: skip
+        )
 
 
 @pytest.mark.parametrize("d", [2, 4])
