@@ -61,9 +61,11 @@ def main(arguments: list[str]) -> int:
         return 0 if asked else 2
     try:
         return COMMANDS[command](rest)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, ArithmeticError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
 
 
 def _train(arguments: list[str]) -> int:

@@ -47,7 +47,7 @@ OBJECTIVES: dict[str, Callable[[Tensor, Recipe, torch.Generator], Tensor]] = {
 }
 
 
-class DivergenceError(RuntimeError):
+class DivergenceError(ArithmeticError):
     """The embeddings, the loss or the weights became NaN or infinite."""
 
 
@@ -116,12 +116,15 @@ def train(
         "limit": limit,
         "images": {"train": len(images), "test": len(test)},
     }
+    if run.step and (out / "record.json").exists():
+        record["started"] = records.read_record(out)["started"]  # of the first sitting
     records.write_record(out, record)
     try:
         _loop(run, images, out)
         save_networks(run, out)
+        trained = time.monotonic()
         record["metrics"] = evaluate(run.encoder, run.projector, images, test, recipe)
-        record["status"] = "finished"
+        record |= {"status": "finished", "wall_seconds": run.seconds + time.monotonic() - trained}
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
         record["status"] = "interrupted" if interrupted else "failed"
