@@ -287,6 +287,18 @@ def test_compiled_in_one_graph_it_is_the_same():
     torch._dynamo.reset()
 
 
+def test_a_second_derivative_is_refused_rather_than_wrong():
+    x = embeddings(2, 6, 4, dtype=torch.float64).requires_grad_()
+    with pytest.raises(RuntimeError, match="second derivative"):
+        torch.autograd.grad(mse_loss(x) + x.pow(3).sum(), x, create_graph=True)
+
+
+def test_a_zero_embedding_has_a_finite_distance_and_gradient():
+    x = torch.zeros(2, 3, 4, requires_grad=True)
+    mse_loss(x).backward()
+    assert x.grad.isfinite().all()
+
+
 def test_double_is_kept():
     assert w_mse_loss(embeddings(2, 64, 8, dtype=torch.float64), 32).dtype == torch.float64
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from wmse.whitening import whiten
+from wmse.whitening import refuse_second_derivative, whiten
 
 
 def mse_loss(embeddings: Tensor, normalize: bool = True) -> Tensor:
@@ -41,10 +41,38 @@ def mse_loss(embeddings: Tensor, normalize: bool = True) -> Tensor:
     if not normalize:
         spread = embeddings - embeddings.mean(0)
         return 2 / (d - 1) * spread.square().sum() / (images * k)
-    # For unit vectors that sum is d^2 - |sum_i v_i|^2, which takes fewer passes over memory.
-    lengths = torch.linalg.vector_norm(embeddings, dim=-1, keepdim=True)
-    total = (embeddings * lengths.clamp_min(1e-12).reciprocal()).sum(0)
-    return 2 / (d - 1) * (d - total.square().sum() / (images * d))
+    # For unit vectors that sum is d^2 - |sum_i v_i|^2.
+    return 2 / (d - 1) * (d - _UnitSum.apply(embeddings)[0] / (images * d))
+
+
+class _UnitSum(torch.autograd.Function):
+    """The squared length of the sum over d views of unit vectors, summed over images: sum |sum_i u_i|^2.
+
+    With u = v / |v| and s = sum_i u_i, the gradient with respect to v_i is 2 (s - (s . u_i) u_i) / |v_i|:
+    what of s is orthogonal to u_i. Written out because autograd passes over memory twice as often.
+    """
+
+    @staticmethod
+    def forward(v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        scale = torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min_(1e-12).reciprocal_()
+        unit = v * scale
+        total = unit.sum(0)
+        return total.square().sum(), unit, scale, total
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*output[1:])
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor | None, *_) -> Tensor | None:
+        if grad is None:
+            return None
+        refuse_second_derivative("the cosine distance")
+        unit, scale, total = ctx.saved_tensors
+        along = (unit * total).sum(-1, keepdim=True)
+        return torch.addcmul(total, unit, along, value=-1).mul_(2 * grad * scale)
 
 
 def w_mse_loss(

@@ -97,20 +97,22 @@ class _TriangularWhitening(torch.autograd.Function):
     def backward(ctx, grad: Tensor | None, _) -> tuple[Tensor | None, None, None]:
         if grad is None:
             return None, None, None
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            raise RuntimeError("whiten has no second derivative: call autograd without create_graph=True")
+        refuse_second_derivative("whiten")
         z, whitening_matrix = ctx.saved_tensors
         with torch.autocast(z.device.type, enabled=False):
             lower = (grad.mT @ z).tril()
             symmetric = lower + lower.mT  # S + S^T but for the diagonal, which stands here twice
             symmetric.diagonal(dim1=-2, dim2=-1).mul_(0.5)
-            correction = symmetric.mul_((1 - ctx.eps) / (z.shape[-2] - 1)) @ whitening_matrix
-            n, k = z.shape[-2:]
-            grad_x = (grad @ whitening_matrix).reshape(-1, n, k)
-            grad_x.baddbmm_(
-                z.reshape(-1, n, k), correction.reshape(-1, k, k), alpha=-1
-            )  # in place: half the time
-        return grad_x.sub_(grad_x.mean(-2, keepdim=True)).view_as(z), None, None
+            symmetric.mul_((1 - ctx.eps) / (z.shape[-2] - 1))
+            rows = [tensor.reshape(-1, *tensor.shape[-2:]) for tensor in (grad, z, symmetric)]
+            grad_x = torch.baddbmm(*rows, alpha=-1).view_as(z) @ whitening_matrix
+        return grad_x.sub_(grad_x.mean(-2, keepdim=True)), None, None
+
+
+def refuse_second_derivative(name: str) -> None:
+    """For a closed-form backward: RuntimeError where autograd would record it, as it would get it wrong."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(f"{name} has no second derivative: call autograd without create_graph=True")
 
 
 def _factorise_cholesky(centred: Tensor, eps: float) -> tuple[Tensor, Tensor, float, None]:
