@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 
-from wmse import whitening
-from wmse.whitening import WHITENING, SingularCovarianceError, whiten
+from wmse import singular
+from wmse.whitening import FACTORISATIONS, WHITENING, SingularCovarianceError, whiten
 
-METHODS = sorted(WHITENING)
-both = pytest.mark.parametrize("method", METHODS)
+every = pytest.mark.parametrize("method", WHITENING)
+factorised = pytest.mark.parametrize("method", FACTORISATIONS)
+triangular = pytest.mark.parametrize("method", ["cholesky", "qr"])
 shrunken = pytest.mark.parametrize("eps", [0.0, 0.1])
 
 
@@ -57,7 +58,7 @@ def relative(a, b):
 # --- what comes out -------------------------------------------------------------------------------
 
 
-@both
+@every
 @pytest.mark.parametrize("lead", [(), (1,), (5,), (2, 3), (2, 1, 3)], ids=str)
 @pytest.mark.parametrize("n, k", [(2, 1), (16, 8), (64, 32), (128, 64), (256, 128), (1000, 16)])
 def test_output_has_mean_zero_and_covariance_identity(method, lead, n, k):
@@ -67,7 +68,7 @@ def test_output_has_mean_zero_and_covariance_identity(method, lead, n, k):
     assert distance_from_white(z) < 1e-4
 
 
-@both
+@every
 @shrunken
 def test_each_leading_index_is_a_slice_of_its_own(method, eps):
     x = sample(2, 3, 40, 8, dtype=torch.float64)
@@ -77,7 +78,7 @@ def test_each_leading_index_is_a_slice_of_its_own(method, eps):
             torch.testing.assert_close(together[i, j], whiten(x[i, j], method, eps), rtol=1e-10, atol=1e-10)
 
 
-@both
+@triangular
 @shrunken
 def test_it_is_the_papers_whitening(method, eps):
     """z = W (v - mu) with W = L^-1, L L^T = (1 - eps) Sigma + eps I, divisor n - 1, sample by sample."""
@@ -89,7 +90,7 @@ def test_it_is_the_papers_whitening(method, eps):
     torch.testing.assert_close(whiten(x, method, eps), expected, rtol=1e-10, atol=1e-10)
 
 
-@both
+@triangular
 def test_eps_shrinks_so_the_output_is_not_quite_white(method):
     x = sample(64, 8, dtype=torch.float64)
     sigma, eps = covariance(x), 0.1
@@ -100,13 +101,18 @@ def test_eps_shrinks_so_the_output_is_not_quite_white(method):
     assert distance_from_white(z) > 1e-3
 
 
-@both
+@every
 def test_eps_one_only_centres(method):
+    """And turns, for PCA: the axes of I are any."""
     x = sample(12, 4)
-    torch.testing.assert_close(whiten(x, method, 1.0), x - x.mean(0))
+    centred = x - x.mean(0)
+    z = whiten(x, method, 1.0)
+    torch.testing.assert_close(z @ z.mT, centred @ centred.mT, rtol=1e-4, atol=1e-4)
+    if method != "pca":
+        torch.testing.assert_close(z, centred)
 
 
-@both
+@every
 def test_default_method_is_cholesky_without_shrinkage(method):
     x = sample(32, 8)
     assert torch.equal(whiten(x), whiten(x, "cholesky", 0.0))
@@ -134,20 +140,20 @@ def test_qr_survives_conditioning_that_cholesky_refuses():
     assert relative(z, whiten(x.double(), "cholesky")) < 1e-2
 
 
-@both
+@every
 @pytest.mark.parametrize("scale", [1e-12, 1e-6, 1.0, 1e6, 1e12])
 def test_scale_of_the_input_does_not_matter(method, scale):
     assert distance_from_white(whiten(sample(64, 16) * scale, method)) < 1e-4
 
 
-@both
+@triangular
 def test_dimensions_of_very_different_scale_do_not_matter(method):
     """A diagonal map is triangular: a variance of 1e-12 beside one of 1 is no sign of singularity."""
     scales = torch.logspace(-6, 2, 16)
     assert distance_from_white(whiten(sample(64, 16) * scales, method)) < 1e-4
 
 
-@both
+@every
 @pytest.mark.parametrize("shift", [1.0, 30.0])
 def test_invariance_to_a_shift(method, shift):
     x = sample(2, 64, 16, dtype=torch.float64)
@@ -155,7 +161,7 @@ def test_invariance_to_a_shift(method, shift):
     assert relative(whiten(x.float() + shift, method), whiten(x, method)) < 1e-3
 
 
-@both
+@triangular
 def test_invariance_to_upper_triangular_maps_but_not_to_others(method):
     x = sample(2, 64, 16, dtype=torch.float64)
     generator = torch.Generator().manual_seed(3)
@@ -165,14 +171,124 @@ def test_invariance_to_upper_triangular_maps_but_not_to_others(method):
     assert relative(whiten(x @ upper.T, method), whiten(x, method)) > 0.1
 
 
-@both
+@every
 def test_rows_keep_their_order_and_permuting_them_permutes_the_output(method):
     x = sample(40, 8, dtype=torch.float64)
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(whiten(x[order], method), whiten(x, method)[order], rtol=1e-9, atol=1e-9)
 
 
-@both
+# --- the members of the family that are not triangular -------------------------------------------
+
+
+def whitening_matrix(method, x, **options):
+    """W (k, k) of z = W (v - mu), recovered from input and output, float64."""
+    centred = x.double() - x.double().mean(0)
+    return torch.linalg.lstsq(centred, whiten(x, method, **options).double()).solution.T
+
+
+def test_zca_is_symmetric_positive_and_the_inverse_root():
+    x = sample(64, 16)
+    W = whitening_matrix("zca", x)
+    torch.testing.assert_close(W, W.T, rtol=0, atol=1e-5)
+    assert torch.linalg.eigvalsh(W).min() > 0
+    torch.testing.assert_close(W @ covariance(x) @ W, torch.eye(16).double(), rtol=0, atol=1e-4)
+
+
+def test_zca_moves_the_samples_least():
+    x = sample(64, 8, dtype=torch.float64)
+    moved = {method: float((whiten(x, method) - x + x.mean(0)).square().sum()) for method in FACTORISATIONS}
+    assert min(moved, key=moved.get) == "zca"
+
+
+def test_pca_is_zca_rotated_to_the_principal_axes():
+    x = sample(64, 16)
+    W, zca = whitening_matrix("pca", x), whitening_matrix("zca", x)
+    rotation = W @ torch.linalg.inv(zca)
+    torch.testing.assert_close(rotation @ rotation.T, torch.eye(16).double(), rtol=0, atol=1e-4)
+    values = torch.linalg.eigvalsh(covariance(x)).flip(0)
+    torch.testing.assert_close(W @ W.T, torch.diag(1 / values), rtol=1e-3, atol=1e-4)
+    axes = W * values.sqrt()[:, None]
+    assert bool((axes.gather(1, axes.abs().argmax(1, keepdim=True)) > 0).all())
+
+
+def test_newton_schulz_approaches_zca_as_iterations_grow_and_stays():
+    x = sample(3, 64, 16)
+    target = whiten(x, "zca")
+    distances = [relative(whiten(x, "newton-schulz", iterations=t), target) for t in range(1, 40)]
+    assert all(a > b for a, b in zip(distances[:8], distances[1:9], strict=True))
+    assert max(distances[14:]) < 1e-4, "the uncoupled form blows up here"
+    assert distances[0] > 0.1, "one step must not be enough, or the test shows nothing"
+
+
+def test_newton_schulz_is_the_iteration_of_the_paper():
+    x = sample(40, 6, dtype=torch.float64)
+    sigma = covariance(x)
+    P = torch.eye(6, dtype=torch.float64)
+    for _ in range(4):
+        P = 1.5 * P - 0.5 * P @ P @ P @ sigma / sigma.trace()
+    expected = (x - x.mean(0)) @ P / sigma.trace().sqrt()
+    torch.testing.assert_close(whiten(x, "newton-schulz", iterations=4), expected, rtol=1e-10, atol=1e-10)
+
+
+def plain_eigen(x, method):
+    """PCA or ZCA through torch.linalg.eigh, whose own gradient divides by gaps between eigenvalues."""
+    centred = x - x.mean(-2, keepdim=True)
+    values, vectors = torch.linalg.eigh(centred.mT @ centred / (x.shape[-2] - 1))
+    values, vectors = values.flip(-1), vectors.flip(-1)
+    z = centred @ vectors * values.rsqrt()[..., None, :]
+    signs = vectors.detach().gather(-2, vectors.detach().abs().argmax(-2, keepdim=True)).sign()
+    return z @ vectors.mT if method == "zca" else z * signs
+
+
+@pytest.mark.parametrize("method", ["zca", "pca"])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-8), (torch.float32, 1e-3)])
+def test_eigen_gradients_equal_autograd_where_eigenvalues_are_apart(method, dtype, tolerance):
+    spread = torch.linspace(1, 3, 8, dtype=dtype)
+    x = whiten(sample(3, 64, 8, dtype=dtype), "zca") * spread + 1
+    weight = sample(3, 64, 8, seed=7, dtype=dtype)
+    ours, plain = (
+        value_and_gradient(f, x, weight)
+        for f in (lambda x: whiten(x, method), lambda x: plain_eigen(x, method))
+    )
+    for a, b in zip(ours, plain, strict=True):
+        assert relative(a, b) < tolerance
+
+
+def test_zca_is_right_where_eigenvalues_coincide():
+    """There plain autograd gives NaN or noise; the truth is that of the limit, here from Newton-Schulz."""
+    x = whiten(sample(32, 6, dtype=torch.float64), "cholesky")  # covariance I: six equal eigenvalues
+    weight = sample(32, 6, seed=3, dtype=torch.float64)
+    _, ours = value_and_gradient(lambda x: whiten(x, "zca"), x, weight)
+    _, limit = value_and_gradient(lambda x: whiten(x, "newton-schulz", iterations=40), x, weight)
+    assert relative(ours, limit) < 1e-8
+    assert torch.autograd.gradcheck(lambda x: whiten(x, "zca"), (x.requires_grad_(),))
+
+
+@pytest.mark.parametrize("gap", [0.0, 1e-12, 1e-9, 1e-7, 1e-5, 1e-3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_pca_has_a_bounded_gradient_where_eigenvalues_coincide(gap, dtype):
+    x = whiten(sample(32, 6, dtype=torch.float64), "zca")
+    x = (x * torch.tensor([1 + gap, 1, 1, 2, 2, 3], dtype=torch.float64)).to(dtype)
+    weight = sample(32, 6, seed=3, dtype=dtype)
+    _, gradient = value_and_gradient(lambda x: whiten(x, "pca"), x, weight)
+    limit = torch.finfo(dtype).eps ** -0.5
+    assert bool(gradient.isfinite().all()) and float(gradient.abs().max()) < 10 * limit
+
+
+def test_fewer_than_one_iteration_is_refused():
+    with pytest.raises(ValueError, match="iterations.*0"):
+        whiten(sample(8, 2), "newton-schulz", iterations=0)
+
+
+def test_newton_schulz_refuses_a_slice_without_spread():
+    x = sample(3, 16, 4)
+    x[1] = 2.0
+    with pytest.raises(SingularCovarianceError, match="slice 1"):
+        whiten(x, "newton-schulz")
+
+
+@every
 def test_input_is_left_as_it_was_and_need_not_be_contiguous(method):
     x = sample(8, 3, 40).permute(1, 2, 0)
     before = x.clone()
@@ -181,7 +297,7 @@ def test_input_is_left_as_it_was_and_need_not_be_contiguous(method):
     torch.testing.assert_close(z, whiten(x.contiguous(), method))
 
 
-@both
+@every
 @shrunken
 def test_no_slices_give_no_slices(method, eps):
     assert whiten(torch.empty(0, 8, 4), method, eps).shape == (0, 8, 4)
@@ -190,7 +306,7 @@ def test_no_slices_give_no_slices(method, eps):
 # --- gradient -------------------------------------------------------------------------------------
 
 
-@both
+@every
 @shrunken
 @pytest.mark.parametrize("shape", [(9, 4), (3, 7, 3), (2, 2, 6, 2)], ids=str)
 def test_gradcheck_in_double_precision(method, eps, shape):
@@ -198,7 +314,7 @@ def test_gradcheck_in_double_precision(method, eps, shape):
     assert torch.autograd.gradcheck(lambda x: whiten(x, method, eps), (x,))
 
 
-@both
+@triangular
 @shrunken
 @pytest.mark.parametrize("k", [8, 32, 64, 128])
 @pytest.mark.parametrize("ratio", [1.25, 1.5, 2, 4])
@@ -225,7 +341,7 @@ def test_equal_to_autograd_through_plain_operations_in_float32(eps, k, ratio):
     assert relative(ours[1], plain[1]) < 1e-5
 
 
-@both
+@triangular
 def test_gradient_keeps_the_mean_and_is_orthogonal_to_what_changes_nothing(method):
     """A shift and x -> x U leave z as it is, so the gradient has no component along them."""
     x, weight = sample(3, 40, 8, dtype=torch.float64), sample(3, 40, 8, seed=1, dtype=torch.float64)
@@ -234,7 +350,7 @@ def test_gradient_keeps_the_mean_and_is_orthogonal_to_what_changes_nothing(metho
     assert float((x.mT @ gradient).triu().abs().max()) < 1e-10
 
 
-@both
+@every
 def test_half_the_graph_may_be_asked_for(method):
     """No gradient wanted, or one of zeros: neither fails."""
     x = sample(16, 4)
@@ -245,7 +361,7 @@ def test_half_the_graph_may_be_asked_for(method):
     assert torch.equal(zero, torch.zeros_like(x))
 
 
-@both
+@factorised
 def test_a_second_derivative_is_refused_rather_than_wrong(method):
     """Also where x reaches the loss another way, so that autograd would find a path and say nothing."""
     x = sample(12, 3, dtype=torch.float64).requires_grad_()
@@ -254,7 +370,7 @@ def test_a_second_derivative_is_refused_rather_than_wrong(method):
         torch.autograd.grad(loss, x, create_graph=True)
 
 
-@both
+@every
 def test_the_gradient_can_be_taken_twice_from_a_kept_graph(method):
     x = sample(16, 4).requires_grad_()
     loss = whiten(x, method).pow(3).sum()
@@ -265,7 +381,7 @@ def test_the_gradient_can_be_taken_twice_from_a_kept_graph(method):
 # --- precision, autocast, compile -----------------------------------------------------------------
 
 
-@both
+@every
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_input_is_whitened_in_float32(method, dtype):
     x = sample(64, 16).to(dtype).requires_grad_()
@@ -276,13 +392,13 @@ def test_half_input_is_whitened_in_float32(method, dtype):
     assert x.grad.dtype == dtype and bool(x.grad.isfinite().all())
 
 
-@both
+@every
 def test_double_stays_double(method):
     z = whiten(sample(64, 16, dtype=torch.float64), method)
     assert z.dtype == torch.float64 and distance_from_white(z) < 1e-12
 
 
-@both
+@factorised
 @shrunken
 @pytest.mark.parametrize("backward_inside", [False, True])
 def test_autocast_changes_nothing(method, eps, backward_inside):
@@ -309,7 +425,7 @@ def compiled():
     torch._dynamo.reset()
 
 
-@both
+@every
 @shrunken
 def test_compiled_in_one_graph_it_is_the_same(compiled, method, eps):
     x, weight = sample(3, 64, 16), sample(3, 64, 16, seed=1)
@@ -318,7 +434,7 @@ def test_compiled_in_one_graph_it_is_the_same(compiled, method, eps):
     assert relative(ours[0], plain[0]) < 1e-6 and relative(ours[1], plain[1]) < 1e-5
 
 
-@both
+@factorised
 def test_compiled_it_still_refuses(compiled, method):
     run = compiled(method, 0.0)
     x = sample(3, 64, 16)
@@ -339,7 +455,7 @@ def test_compiled_it_still_refuses(compiled, method):
 # --- refusals that need no look at the values -----------------------------------------------------
 
 
-@both
+@every
 @pytest.mark.parametrize(
     "x, message",
     [
@@ -363,7 +479,7 @@ def test_bad_shapes_and_types_are_refused_with_what_was_seen(method, x, message)
     assert not isinstance(caught.value, SingularCovarianceError)
 
 
-@both
+@every
 @pytest.mark.parametrize("eps", [-0.1, -1e-12, 1.5, math.nan, math.inf])
 def test_eps_outside_zero_to_one_is_refused(method, eps):
     with pytest.raises(ValueError, match=rf"eps.*\[0, 1\].*{eps}"):
@@ -371,11 +487,11 @@ def test_eps_outside_zero_to_one_is_refused(method, eps):
 
 
 def test_an_unknown_method_lists_those_there_are():
-    with pytest.raises(ValueError, match="'zca'; there are: cholesky, qr"):
-        whiten(sample(8, 2), "zca")
+    with pytest.raises(ValueError, match="'svd'; there are: cholesky, qr, zca, pca, newton-schulz"):
+        whiten(sample(8, 2), "svd")
 
 
-@both
+@every
 @shrunken
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_nan_or_infinity_is_refused_and_its_slice_named(method, eps, value):
@@ -394,7 +510,7 @@ def test_singular_covariance_is_a_value_error():
     assert issubclass(SingularCovarianceError, ValueError)
 
 
-@both
+@factorised
 def test_the_message_names_sizes_slice_and_ways_out(method):
     x = sample(7, 64, 16)
     x[4, :, 9] = 1.0
@@ -405,7 +521,7 @@ def test_the_message_names_sizes_slice_and_ways_out(method):
     assert ("'qr'" in str(caught.value)) == (method == "cholesky")
 
 
-@both
+@factorised
 @pytest.mark.parametrize("lead, index, name", [((), (), "the slice"), ((4,), (2,), "slice 2"),
                                                ((2, 3), (1, 0), r"slice \(1, 0\)")])  # fmt: skip
 def test_only_one_bad_slice_is_found_and_named(method, lead, index, name):
@@ -454,7 +570,7 @@ def few_distinct_rows(x):
 DEFECTS = [constant, duplicate, combination, all_alike, all_zero, subspace, one_short, few_distinct_rows]
 
 
-@both
+@factorised
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_rank_deficient_slices_are_refused(method, defect, dtype):
@@ -475,7 +591,7 @@ def test_rank_deficient_slices_are_refused(method, defect, dtype):
                 whiten(x, method)
 
 
-@both
+@every
 @pytest.mark.parametrize("k", [1, 2, 8, 64, 128])
 def test_n_not_more_than_k_is_always_refused(method, k):
     for seed in range(40):
@@ -484,7 +600,7 @@ def test_n_not_more_than_k_is_always_refused(method, k):
                 whiten(sample(n, k, seed=seed), method)
 
 
-@both
+@factorised
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("k", [4, 16, 64])
 def test_n_of_k_in_disguise_is_always_refused(method, dtype, k):
@@ -501,7 +617,7 @@ def test_n_of_k_in_disguise_is_always_refused(method, dtype, k):
     assert silent > 40  # the danger is real
 
 
-@both
+@factorised
 @pytest.mark.parametrize("noise", [0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2])
 @pytest.mark.parametrize("centre", [0.0, 1.0, 100.0])
 def test_nearly_singular_slices_are_refused_or_white(method, noise, centre):
@@ -519,7 +635,7 @@ def test_nearly_singular_slices_are_refused_or_white(method, noise, centre):
             assert distance_from_white(z) < 1e-2
 
 
-@both
+@factorised
 @pytest.mark.parametrize("k", [32, 64, 128])
 def test_n_of_1_1_k_is_never_refused(method, k):
     n = math.ceil(1.1 * k)
@@ -527,13 +643,13 @@ def test_n_of_1_1_k_is_never_refused(method, k):
     assert distance_from_white(whiten(x, method)) < 1e-2
 
 
-@both
+@every
 def test_a_batch_collapsed_to_noise_still_whitens(method):
     """Whitened outputs cannot diagnose collapse: noise of 1e-7 has a covariance like any other."""
     assert distance_from_white(whiten(1e-7 * sample(64, 16), method)) < 1e-4
 
 
-@both
+@every
 def test_eps_whitens_what_is_singular(method):
     x = sample(3, 32, 8)
     x[1, :, 5] = x[1, :, 2]
@@ -543,11 +659,11 @@ def test_eps_whitens_what_is_singular(method):
     torch.testing.assert_close(flat, torch.zeros(32, 8))
 
 
-@both
+@factorised
 def test_where_the_check_is_deferred_a_bad_slice_is_nan_and_the_others_are_white(method, monkeypatch):
     """What CUDA sees before the error arrives: nothing computed from a bad slice can pass for sound."""
     seen = []
-    monkeypatch.setattr(whitening, "require", lambda ok, explain: seen.append(ok))
+    monkeypatch.setattr(singular, "require", lambda ok, explain: seen.append(ok))
     x = sample(3, 32, 8)
     x[1, :, 5] = x[1, :, 2]
     x.requires_grad_()

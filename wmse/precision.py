@@ -1,6 +1,10 @@
-"""Which number format the networks compute in, chosen by what the hardware does natively."""
+"""Which number format networks compute in, chosen by what the hardware does natively; losses take float32."""
+
+import functools
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -33,3 +37,18 @@ def _native(device: torch.device) -> torch.dtype:
     ):
         return torch.bfloat16
     return torch.float32
+
+
+def at_least_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Decorator: the function's tensors come as float32 (float64 stays), and autocast is off inside."""
+
+    @functools.wraps(function)
+    def wrapped(first: Tensor, *arguments, **options) -> Tensor:
+        tensors = [
+            value.to(torch.promote_types(value.dtype, torch.float32)) if isinstance(value, Tensor) else value
+            for value in (first, *arguments)
+        ]
+        with torch.autocast(first.device.type, enabled=False):
+            return function(*tensors, **options)
+
+    return wrapped

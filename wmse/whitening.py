@@ -8,26 +8,36 @@ Rows are samples throughout: X is (n, k), Sigma = Xc^T Xc / (n - 1), and Z = Xc 
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from wmse.deferred import require
+from wmse.closed_form import refuse_second_derivative
+from wmse.singular import SingularCovarianceError as SingularCovarianceError
+from wmse.singular import check_arguments, gate
 
 
-class SingularCovarianceError(ValueError):
-    """The covariance of a slice has no usable factorisation: the slice spans fewer than k dimensions."""
-
-
-def whiten(x: Tensor, method: str = "cholesky", eps: float = 0.0) -> Tensor:
+def whiten(
+    x: Tensor, method: str = "cholesky", eps: float = 0.0, iterations: int = 15, centre: bool = True
+) -> Tensor:
     """Whiten every slice of `x` with its own mean and covariance (paper, Sec. 3, Eq. 3 and after).
 
     Args:
         x: (..., n, k) floating point: n samples of k dimensions; each leading index is a slice of its own.
             n > k is required, n >= 2k advised: the fewer the samples, the more the whitening matrix is noise.
-        method: "cholesky", the paper's; or "qr", the same result without squaring the condition number.
+        method: which W with W^T W = Sigma^-1.
+            "cholesky": lower triangular, the paper's.
+            "qr": the same without squaring the condition number.
+            "zca": symmetric, Sigma^-1/2, the one that moves the samples least.
+            "pca": onto the principal axes, largest variance first, each pointing the way in which its largest
+            entry is positive.
+            "newton-schulz": towards "zca" by products of matrices alone (IterNorm: Huang et al., CVPR 2019).
         eps: shrinkage in [0, 1]: (1 - eps) Sigma + eps I is factorised in place of Sigma, as in the official
             code. With eps > 0 the result is not quite white, by design.
+        iterations: of "newton-schulz", at least 1. Few leave directions of small variance small: each step
+            raises their share by 1.5 at most. 15 whiten a slice of Gaussian noise with n = 2k, k <= 128.
+        centre: False if `x` is centred already, in whatever sense: then Sigma is x^T x / (n - 1).
 
     Returns:
         The shape of `x`, float64 for float64 input and float32 for everything else, also under autocast.
@@ -35,92 +45,99 @@ def whiten(x: Tensor, method: str = "cholesky", eps: float = 0.0) -> Tensor:
 
     Raises:
         ValueError: fewer than two dimensions, a dtype that is not floating point, n or k of 0, n <= k,
-            NaN or infinity in `x`, eps outside [0, 1], an unknown method.
+            NaN or infinity in `x`, eps outside [0, 1], fewer than 1 iterations, an unknown method.
         SingularCovarianceError: a covariance that cannot be factorised to working precision.
 
     What depends on the values is checked at once on the CPU. On CUDA that would cost a host sync, so the
     error comes up to `wmse.deferred.MAX_PENDING` calls late, and a failed slice is NaN until then.
     """
-    _check_arguments(x, method, eps)
+    check_arguments(x, method, eps, iterations, list(WHITENING))
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     with torch.autocast(x.device.type, enabled=False):
-        return WHITENING[method](x, eps)
+        if method == "newton-schulz":
+            return _newton_schulz(x, eps, iterations, centre)
+        return _Whitening.apply(x, eps, method, centre)[0]
 
 
-def _cholesky(x: Tensor, eps: float) -> Tensor:
-    return _TriangularWhitening.apply(x, eps, "cholesky")[0]
+class _Whitening(torch.autograd.Function):
+    """Z = Xc W^T with W^T W = [(1 - eps) Sigma + eps I]^-1 = S^-1, and its gradient in closed form.
 
+    Differentiate W S W^T = I, with A = W dS W^T: dW W^-1 plus its transpose is -A. So dW = -phi(A) W with
+    phi(A) + phi(A)^T = A, and how phi divides A is all that tells one member of the family from another:
 
-def _qr(x: Tensor, eps: float) -> Tensor:
-    return _TriangularWhitening.apply(x, eps, "qr")[0]
+        Cholesky   the lower triangle and half the diagonal, for W stays triangular (Murray, arXiv 1602.07527)
+        PCA        A_ij l_j / (l_j - l_i), with the eigenvalues l of S, for W S W^T stays diagonal
+        ZCA        A_ij l_j^1/2 / (l_j^1/2 + l_i^1/2) in the basis of eigenvectors, for W stays symmetric
 
+    Hence dZ = dXc W^T - Z phi(A)^T. For a loss with G = dl/dZ, the second term contributes -<G^T Z, phi(A)>
+    = -<T, A>, T being what phi's adjoint makes of G^T Z, and, A being symmetric, -<(T + T^T) / 2, A>. Now
+    dS = (1 - eps) (dXc^T Xc + Xc^T dXc) / (n - 1) makes A = B + B^T with B = (1 - eps) / (n - 1) W dXc^T Z.
+    Collecting what multiplies dXc, and subtracting column means because Xc is centred (C):
 
-class _TriangularWhitening(torch.autograd.Function):
-    """Z = Xc L^-T with L L^T = (1 - eps) Sigma + eps I, and its gradient in closed form.
+        dl/dX = C [(G - (1 - eps) / (n - 1) Z (T + T^T)) W].
 
-    With A = L^-1 d(Sigma) L^-T, the factor moves by dL = L phi(A), where phi takes the lower triangle and
-    halves the diagonal (Murray, arXiv 1602.07527). Hence
-
-        dZ = dXc L^-T - Z phi(A)^T.
-
-    For a loss l with G = dl/dZ and M = G^T Z, the second term contributes -<M, phi(A)> = -<S, A> with
-    S = phi(M), and, A being symmetric, -<(S + S^T) / 2, A>. Now d(Sigma) = (1 - eps) (dXc^T Xc + Xc^T dXc) /
-    (n - 1) makes A the sum of B and B^T with B = (1 - eps) / (n - 1) L^-1 dXc^T Z. Collecting what
-    multiplies dXc, and subtracting column means because Xc is centred (C):
-
-        dl/dX = C [(G - (1 - eps) / (n - 1) Z (S + S^T)) L^-1].
-
-    Three products of the size of X and no solve: fewer than autograd needs for the same chain. How L was
-    found does not matter, so Cholesky and QR share it.
+    Three products of the size of X and no solve: fewer than autograd needs for the same chain.
     """
 
     @staticmethod
-    def forward(x: Tensor, eps: float, method: str) -> tuple[Tensor, Tensor]:
-        centred = x - x.mean(-2, keepdim=True)
-        whitening_matrix, unexplained, tolerance, q = FACTORISATIONS[method](centred, eps)
-        # What rounding left of the mean must be small beside the spread. It is not where a dimension is
-        # constant but its mean was rounded: that residue has a variance, and would be whitened to 1.
-        offset = (centred.mean(-2, keepdim=True) @ whitening_matrix.mT).abs().amax((-1, -2))
-        unexplained = torch.where(offset < MAX_OFFSET, unexplained, 0.0)
-        gate = _gate(unexplained, x, tolerance, method)[..., None, None]
-        whitening_matrix = whitening_matrix * gate
-        return centred @ whitening_matrix.mT if q is None else q * gate, whitening_matrix
+    def forward(
+        x: Tensor, eps: float, method: str, centre: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        centred = x - x.mean(-2, keepdim=True) if centre else x
+        found = FACTORISATIONS[method](centred, eps)
+        passed = _gate(found, centred, x, method, centre)
+        matrix = found.matrix * passed
+        z = centred @ matrix.mT if found.whitened is None else found.whitened * passed
+        return z, matrix, found.basis, found.share
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        ctx.eps = inputs[1]
+        ctx.eps, ctx.centre = inputs[1], inputs[3]
         ctx.save_for_backward(*output)
-        ctx.mark_non_differentiable(output[1])
+        ctx.mark_non_differentiable(*(tensor for tensor in output[1:] if tensor is not None))
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx, grad: Tensor | None, _) -> tuple[Tensor | None, None, None]:
+    def backward(ctx, grad: Tensor | None, *_) -> tuple[Tensor | None, None, None, None]:
         if grad is None:
-            return None, None, None
+            return None, None, None, None
         refuse_second_derivative("whiten")
-        z, whitening_matrix = ctx.saved_tensors
+        z, matrix, basis, share = ctx.saved_tensors
         with torch.autocast(z.device.type, enabled=False):
-            lower = (grad.mT @ z).tril()
-            symmetric = lower + lower.mT  # S + S^T but for the diagonal, which stands here twice
-            symmetric.diagonal(dim1=-2, dim2=-1).mul_(0.5)
+            symmetric = _divided(grad.mT @ z, basis, share)
             symmetric.mul_((1 - ctx.eps) / (z.shape[-2] - 1))
             rows = [tensor.reshape(-1, *tensor.shape[-2:]) for tensor in (grad, z, symmetric)]
-            grad_x = torch.baddbmm(*rows, alpha=-1).view_as(z) @ whitening_matrix
-        return grad_x.sub_(grad_x.mean(-2, keepdim=True)), None, None
+            grad_x = torch.baddbmm(*rows, alpha=-1).view_as(z) @ matrix
+        if ctx.centre:
+            grad_x.sub_(grad_x.mean(-2, keepdim=True))
+        return grad_x, None, None, None
 
 
-def refuse_second_derivative(name: str) -> None:
-    """For a closed-form backward: RuntimeError where autograd would record it, as it would get it wrong."""
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        raise RuntimeError(f"{name} has no second derivative: call autograd without create_graph=True")
+def _divided(m: Tensor, basis: Tensor | None, share: Tensor | None) -> Tensor:
+    """T + T^T for m = G^T Z (..., k, k), where T is m's triangle or, in `basis` if given, `share` of m."""
+    if share is None:
+        lower = m.tril()
+        symmetric = lower + lower.mT  # T + T^T but for the diagonal, which stands here twice
+        symmetric.diagonal(dim1=-2, dim2=-1).mul_(0.5)
+        return symmetric
+    divided = share * m if basis is None else basis @ (share * (basis.mT @ m @ basis)) @ basis.mT
+    return divided + divided.mT
 
 
-def _factorise_cholesky(centred: Tensor, eps: float) -> tuple[Tensor, Tensor, float, None]:
-    """L^-1 (..., k, k), the least share of variance left unexplained (...), its lower limit, and no Q."""
+class _Factorisation(NamedTuple):
+    """A whitening matrix W (..., k, k), how far it can be trusted, and what its gradient needs."""
+
+    matrix: Tensor
+    unexplained: Tensor  # (...) in [0, 1]: of the worst direction, what rounding must not have made
+    tolerance: float  # below it, it may have
+    whitened: Tensor | None = None  # (..., n, k), where it comes for nothing
+    basis: Tensor | None = None  # of eigenvectors, ZCA's
+    share: Tensor | None = None  # (..., k, k): phi(A) = share * A; None: the triangle
+
+
+def _cholesky(centred: Tensor, eps: float) -> _Factorisation:
     n, k = centred.shape[-2:]
-    covariance = (centred.mT @ centred).mul_((1 - eps) / (n - 1))
-    if eps:
-        covariance.diagonal(dim1=-2, dim2=-1).add_(eps)
+    covariance = _covariance(centred, eps)
     factor, info = torch.linalg.cholesky_ex(covariance)
     identity = torch.eye(k, dtype=centred.dtype, device=centred.device)
     inverse = torch.linalg.solve_triangular(factor, identity, upper=False, left=False)
@@ -131,14 +148,14 @@ def _factorise_cholesky(centred: Tensor, eps: float) -> tuple[Tensor, Tensor, fl
     # has little of dimension j in it, the noise in L_jj looks large.)
     variances = covariance.diagonal(dim1=-2, dim2=-1)
     unexplained = 1 / (inverse.square().sum(-2) * variances).amax(-1)
-    return inverse, torch.where(info == 0, unexplained, 0.0), 20 * k * torch.finfo(centred.dtype).eps, None
+    unexplained = torch.where(info == 0, unexplained, 0.0)
+    return _Factorisation(inverse, unexplained, 20 * k * torch.finfo(centred.dtype).eps)
 
 
-def _factorise_qr(centred: Tensor, eps: float) -> tuple[Tensor, Tensor, float, Tensor | None]:
-    """As `_factorise_cholesky`, from Xc = Q R: with R's diagonal made positive, L = R^T / sqrt(n - 1).
+def _qr(centred: Tensor, eps: float) -> _Factorisation:
+    """From Xc = Q R: with R's diagonal made positive, L = R^T / sqrt(n - 1), and sqrt(n - 1) Q is whitened.
 
     With eps, R comes from [sqrt(1 - eps) Xc; sqrt(eps (n - 1)) I], whose Gram matrix is the shrunken one.
-    Without, sqrt(n - 1) Q is the whitened slice, and comes last.
     """
     n, k = centred.shape[-2:]
     identity = torch.eye(k, dtype=centred.dtype, device=centred.device)
@@ -150,80 +167,102 @@ def _factorise_qr(centred: Tensor, eps: float) -> tuple[Tensor, Tensor, float, T
     inverse = torch.linalg.solve_triangular(r, identity, upper=True)
     # The share of each column that *all* the others do not explain, as a length. Not squared, so it may be
     # far smaller than Cholesky's; and by all, since R_jj alone can hide a dependence by many times its size.
-    unexplained = 1 / (torch.linalg.vector_norm(inverse, dim=-1) * torch.linalg.vector_norm(r, dim=-2)).amax(
-        -1
+    lengths = torch.linalg.vector_norm(inverse, dim=-1) * torch.linalg.vector_norm(r, dim=-2)
+    negative = r.diagonal(dim1=-2, dim2=-1) < 0
+    signs = torch.where(negative, -1.0, 1.0).to(r.dtype)[..., None, :] * math.sqrt(n - 1)
+    tolerance = 10 * k * torch.finfo(r.dtype).eps
+    return _Factorisation((inverse * signs).mT, 1 / lengths.amax(-1), tolerance, None if eps else q * signs)
+
+
+def _pca(centred: Tensor, eps: float) -> _Factorisation:
+    values, vectors, unexplained, tolerance = _eigen(centred, eps)
+    largest = vectors.gather(-2, vectors.abs().argmax(-2, keepdim=True))
+    vectors = vectors * torch.where(largest < 0, -1.0, 1.0)
+    matrix = values.rsqrt()[..., None] * vectors.mT
+    # l_j / (l_j - l_i) = 1/2 + (l_j + l_i) / 2 (l_j - l_i). The half is exact. The rest turns axes i and j
+    # into each other, and where their eigenvalues coincide there are no axes: below a relative gap of `limit`
+    # it fades to 0 in place of growing without bound.
+    above, below = values[..., None, :], values[..., None]
+    gap = (above - below) / (above + below)
+    limit = torch.finfo(centred.dtype).eps ** 0.5
+    share = 0.5 + 0.5 * gap / gap.square().clamp_min(limit**2)
+    return _Factorisation(matrix.to(centred), unexplained, tolerance, share=share.to(centred))
+
+
+def _zca(centred: Tensor, eps: float) -> _Factorisation:
+    values, vectors, unexplained, tolerance = _eigen(centred, eps)
+    matrix = (vectors * values.rsqrt()[..., None, :]) @ vectors.mT
+    # No difference of eigenvalues anywhere: Sigma^-1/2 is smooth where they coincide, and so is this.
+    roots = values.sqrt()
+    share = roots[..., None, :] / (roots[..., None, :] + roots[..., None])
+    return _Factorisation(
+        matrix.to(centred), unexplained, tolerance, basis=vectors.to(centred), share=share.to(centred)
     )
-    signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(r.dtype)[..., None, :] * math.sqrt(
-        n - 1
-    )
-    return (inverse * signs).mT, unexplained, 10 * k * torch.finfo(r.dtype).eps, None if eps else q * signs
 
 
-FACTORISATIONS = {"cholesky": _factorise_cholesky, "qr": _factorise_qr}
-MAX_OFFSET = 0.03  # of a whitened slice's mean, in standard deviations: 1e-3 in the covariance
-WHITENING = {"cholesky": _cholesky, "qr": _qr}
+def _eigen(centred: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Eigenvalues (..., k), descending, and eigenvectors in columns, float64; with least / largest length.
 
-
-def _check_arguments(x: Tensor, method: str, eps: float) -> None:
-    """Everything that can be said without looking at the values of `x`."""
-    if method not in WHITENING:
-        raise ValueError(f"unknown whitening method {method!r}; there are: {', '.join(WHITENING)}")
-    if not 0 <= eps <= 1:
-        raise ValueError(f"eps must lie in [0, 1], a share of the identity mixed into Sigma; got {eps}")
-    if x.dim() < 2:
-        raise ValueError(f"x must be (..., n, k), n samples of k dimensions; got shape {tuple(x.shape)}")
-    if not x.is_floating_point():
-        raise ValueError(f"x must be floating point; got {x.dtype}: convert it with x.float()")
-    n, k = x.shape[-2:]
-    if n == 0 or k == 0:
-        raise ValueError(f"x has no samples or no dimensions: n = {n}, k = {k}")
-    if n <= k:
-        raise ValueError(
-            f"n = {n} samples of k = {k} dimensions: the covariance of n samples has rank n - 1 at most and "
-            f"cannot be inverted. Use n >= 2k = {2 * k} samples a slice (n > k is the least) or a smaller k."
-        )
-
-
-def _gate(unexplained: Tensor, x: Tensor, tolerance: float, method: str) -> Tensor:
-    """1 for each slice whose `unexplained` is above `tolerance`, NaN for the others, which are refused.
-
-    Args:
-        unexplained: (...) in [0, 1]; NaN counts as bad.
-        x: (..., n, k), looked at only to explain a failure.
+    In double precision throughout, as an eigenvalue's error is a share of the *largest* one, whose inverse
+    root could be far smaller.
     """
-    x = x.detach()
-    if torch.compiler.is_compiling():
-        return torch.ops.wmse.gate(unexplained, x, tolerance, method)
-    ok = unexplained > tolerance
-    require(ok, lambda flags: _explain(flags, unexplained, x, tolerance, method))
-    return torch.where(ok, 1.0, math.nan).to(x.dtype)
-
-
-@torch.library.custom_op("wmse::gate", mutates_args=())
-def _compiled_gate(unexplained: Tensor, x: Tensor, tolerance: float, method: str) -> Tensor:
-    """`_gate` as one opaque node, so that a compiled graph keeps the check and does not break at it."""
-    return _gate(unexplained, x, tolerance, method)
-
-
-@_compiled_gate.register_fake
-def _(unexplained: Tensor, x: Tensor, tolerance: float, method: str) -> Tensor:
-    return torch.empty_like(unexplained)
-
-
-def _explain(ok: Tensor, unexplained: Tensor, x: Tensor, tolerance: float, method: str) -> ValueError:
-    """The error for the first slice that `ok` (...) marks as bad."""
-    n, k = x.shape[-2:]
-    index = tuple((~ok).nonzero()[0].tolist())
-    where = f"slice {index if len(index) != 1 else index[0]}" if index else "the slice"
-    where += f" ({int((~ok).sum())} of {ok.numel()} slices fail; n = {n} samples, k = {k} dimensions)"
-    late = " (found by a deferred check: the slice is of a call before this one)" if x.is_cuda else ""
-    if not bool(x[index].isfinite().all()):
-        return ValueError(f"x holds NaN or infinity in {where}{late}: look for them where x is computed.")
-    other = " or method='qr', which does not square the condition number" if method == "cholesky" else ""
-    return SingularCovarianceError(
-        f"the covariance of {where} cannot be factorised{late}: the other dimensions explain all but "
-        f"{float(unexplained[index]):.1e} of one; at least {tolerance:.1e} must be left. Either the samples "
-        f"span fewer than k dimensions (collapse, duplicates, a constant dimension), or n is too close to k, "
-        f"or rounding hides their spread, so far are they from the origin. "
-        f"Ways out: n >= 2k = {2 * k} samples a slice, a smaller k, eps > 0 (for example 1e-3){other}."
+    covariance = _covariance(centred.double(), eps)
+    # LAPACK stops the program at NaN or infinity; a slice that holds them is refused as it is.
+    sound = covariance.isfinite().all(-1).all(-1)
+    identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
+    values, vectors = torch.linalg.eigh(torch.where(sound[..., None, None], covariance, identity))
+    values, vectors = values.flip(-1), vectors.flip(-1)
+    lengths = values.clamp_min(0).sqrt()
+    unexplained = torch.where(sound, lengths[..., -1] / lengths[..., 0], 0.0)
+    # Of lengths, as for QR; but a covariance, even of doubles, knows them to the root of epsilon only.
+    k = centred.shape[-1]
+    tolerance = max(
+        10 * k * torch.finfo(centred.dtype).eps, math.sqrt(20 * k * torch.finfo(torch.float64).eps)
     )
+    return values.clamp_min(torch.finfo(values.dtype).tiny), vectors, unexplained.to(centred), tolerance
+
+
+FACTORISATIONS = {"cholesky": _cholesky, "qr": _qr, "zca": _zca, "pca": _pca}
+WHITENING = (*FACTORISATIONS, "newton-schulz")
+MAX_OFFSET = 0.03  # of a whitened slice's mean, in standard deviations: 1e-3 in the covariance
+
+
+def _newton_schulz(x: Tensor, eps: float, iterations: int, centre: bool) -> Tensor:
+    """Whitening by P <- (3 P - P^3 S) / 2 from P = I, with S = Sigma / tr Sigma: P approaches S^-1/2.
+
+    In the coupled form, which carries P S along: the same matrices, but what rounding adds to them dies out,
+    where the form above makes it grow once P has converged (Higham, Functions of Matrices, 2008, Sec. 6.4).
+    Autograd differentiates the iterations themselves.
+    """
+    centred = x - x.mean(-2, keepdim=True) if centre else x
+    covariance = _covariance(centred, eps)
+    identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    trace = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
+    product, inverse_root = covariance / trace[..., None, None], identity
+    for _ in range(iterations):
+        step = 1.5 * identity - 0.5 * inverse_root @ product
+        product, inverse_root = product @ step, step @ inverse_root
+    matrix = inverse_root * trace.rsqrt()[..., None, None]
+    with torch.no_grad():  # nothing is factorised, so nothing fails but a slice without any spread
+        spread = torch.where(trace > 0, 1.0, 0.0).to(trace)
+        passed = _gate(_Factorisation(matrix, spread, 0.5), centred, x, "newton-schulz", centre)
+    return centred @ matrix.mT * passed
+
+
+def _covariance(centred: Tensor, eps: float) -> Tensor:
+    """(1 - eps) Sigma + eps I, (..., k, k)."""
+    covariance = (centred.mT @ centred) * ((1 - eps) / (centred.shape[-2] - 1))
+    if eps:
+        covariance.diagonal(dim1=-2, dim2=-1).add_(eps)
+    return covariance
+
+
+def _gate(found: _Factorisation, centred: Tensor, x: Tensor, method: str, centre: bool) -> Tensor:
+    """(..., 1, 1): 1 for each slice whose factorisation can be trusted, NaN for those which are refused."""
+    unexplained = found.unexplained
+    if centre:
+        # What rounding left of the mean must be small beside the spread. It is not where a dimension is
+        # constant but its mean was rounded: that residue has a variance, and would be whitened to 1.
+        offset = (centred.mean(-2, keepdim=True) @ found.matrix.mT).abs().amax((-1, -2))
+        unexplained = torch.where(offset < MAX_OFFSET, unexplained, 0.0)
+    return gate(unexplained, x, found.tolerance, method)[..., None, None]
