@@ -1,10 +1,11 @@
-"""The image sets: what `digits` is made of, CIFAR-10's layout, and downloads over a poor network."""
+"""The image sets: what `digits` is made of, layouts of CIFAR and STL-10, downloads over a poor network."""
 
 import hashlib
 import io
 import os
 import pickle
 import tarfile
+from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,10 +14,12 @@ from threading import Thread
 import numpy as np
 import pytest
 import torch
-from torchvision.datasets import CIFAR10
+from PIL import Image
+from torchvision.datasets import CIFAR10, CIFAR100, STL10
 
 from wmse import data, downloads
 from wmse.downloads import DownloadError, fetch
+from wmse.views import ViewSettings, make_views
 
 # --- digits ---------------------------------------------------------------------------------------
 
@@ -116,13 +119,77 @@ def test_limit_outside_the_set_is_refused(limit):
 def test_unknown_names_are_refused_with_those_there_are():
     with pytest.raises(ValueError, match="digits, cifar10"):
         data.load("mnist", "train")
-    with pytest.raises(ValueError, match="train, test"):
+    with pytest.raises(ValueError, match="train, probe, test"):
         data.load("digits", "validation")
 
 
 def test_to_moves_images_and_labels():
     moved = data.load("digits", "test", limit=2).to("meta")
-    assert moved.images.device.type == moved.labels.device.type == "meta"
+    assert moved.images.device.type == moved.labels.device.type == moved.device.type == "meta"
+
+
+def test_probe_of_digits_is_train():
+    assert torch.equal(data.load("digits", "probe").images, data.load("digits", "train").images)
+
+
+def test_batches_are_the_normalised_images_in_order():
+    images = data.load("digits", "test", limit=10)
+    batches = list(images.batches(4))
+    assert [len(batch) for batch in batches] == [4, 4, 2]
+    assert torch.equal(torch.cat(batches), images.normalised())
+
+
+def test_labelled_drops_images_without_a_label():
+    images = data.load("digits", "test", limit=5)
+    assert images.labelled() is images
+    some = replace(images, labels=torch.tensor([3, -1, 0, -1, 2])).labelled()
+    assert some.labels.tolist() == [3, 0, 2] and torch.equal(some.images, images.images[[0, 2, 4]])
+
+
+def test_first_is_a_copy_of_as_many_as_there_are():
+    images = data.load("digits", "test", limit=5)
+    assert len(images.first(3)) == 3 and len(images.first(9)) == 5
+    assert images.first(5).images.data_ptr() != images.images.data_ptr()
+
+
+def test_view_batches_are_make_views_of_the_order():
+    images, settings = data.load("digits", "test", limit=10), ViewSettings()
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(0))
+    generator, again = (torch.Generator().manual_seed(1) for _ in range(2))
+    batches = list(data.view_batches(images, order, 2, 4, settings, generator))
+    assert len(batches) == 2
+    for (views, labels), index in zip(batches, (order[:4], order[4:8]), strict=True):
+        expected = make_views(images.images[index], 2, images.mean, images.std, settings, again)
+        assert torch.equal(views, expected) and torch.equal(labels, images.labels[index])
+
+
+def test_view_batches_go_on_in_mid_epoch():
+    images, order = data.load("digits", "test", limit=12), torch.arange(12)
+    generator = torch.Generator().manual_seed(1)
+    batches = data.view_batches(images, order, 2, 4, ViewSettings(), generator)
+    next(batches)
+    resumed = torch.Generator()
+    resumed.set_state(generator.get_state())  # nothing is drawn ahead
+    rest = list(data.view_batches(images, order, 2, 4, ViewSettings(), resumed, start=1))
+    assert len(rest) == 2
+    for (views, labels), (same, same_labels) in zip(batches, rest, strict=True):
+        assert torch.equal(views, same) and torch.equal(labels, same_labels)
+
+
+def test_view_batches_without_a_whole_batch_are_none():
+    images = data.load("digits", "test", limit=3)
+    assert not list(data.view_batches(images, torch.arange(3), 2, 4, ViewSettings()))
+    assert not list(data.view_batches(images, torch.arange(3), 2, 1, ViewSettings(), start=3))
+
+
+def test_view_batches_refuse_wrong_numbers_and_blur():
+    images, order = data.load("digits", "test", limit=4), torch.arange(4)
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        data.view_batches(images, order, 2, 0, ViewSettings())
+    with pytest.raises(ValueError, match="start -1"):
+        data.view_batches(images, order, 2, 2, ViewSettings(), start=-1)
+    with pytest.raises(ValueError, match="blur_probability is 0.5"):
+        next(data.view_batches(images, order, 2, 2, ViewSettings(blur_probability=0.5)))
 
 
 # --- CIFAR-10 -------------------------------------------------------------------------------------
@@ -134,6 +201,32 @@ def md5(content: bytes) -> str:
     return hashlib.md5(content).hexdigest()
 
 
+def publish(monkeypatch, source: type, files: dict[str, bytes]) -> dict[str, bytes]:
+    """Make torchvision's `source` expect these files and their archive, which is added: {name: bytes}."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"{source.base_folder}/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    for part in ("train_list", "test_list"):
+        monkeypatch.setattr(source, part, [[name, md5(files[name])] for name, _ in getattr(source, part)])
+    if hasattr(source, "meta"):
+        monkeypatch.setattr(source, "meta", {**source.meta, "md5": md5(files[source.meta["filename"]])})
+    monkeypatch.setattr(source, "tgz_md5", md5(buffer.getvalue()))
+    monkeypatch.setattr(source, "url", f"http://127.0.0.1:9/{source.filename}")  # port 9 refuses
+    monkeypatch.delenv("WMSE_MIRROR", raising=False)
+    return files | {source.filename: buffer.getvalue()}
+
+
+def lay_out(root: Path, files: dict[str, bytes], source: type = CIFAR10) -> None:
+    folder = root / source.base_folder
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        if name != source.filename:
+            (folder / name).write_bytes(content)
+
+
 @pytest.fixture
 def small_cifar(monkeypatch):
     """Six files of two images each in CIFAR-10's layout, and CIFAR10 made to expect them: {name: bytes}."""
@@ -143,27 +236,7 @@ def small_cifar(monkeypatch):
         pixels = rng.randint(0, 256, (2, 3072)).astype(np.uint8)
         files[name] = pickle.dumps({"data": pixels, "labels": rng.randint(0, 10, 2).tolist()})
     files["batches.meta"] = pickle.dumps({"label_names": CLASSES})
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for name, content in files.items():
-            member = tarfile.TarInfo(f"{CIFAR10.base_folder}/{name}")
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    for part in ("train_list", "test_list"):
-        monkeypatch.setattr(CIFAR10, part, [[name, md5(files[name])] for name, _ in getattr(CIFAR10, part)])
-    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": md5(files["batches.meta"])})
-    monkeypatch.setattr(CIFAR10, "tgz_md5", md5(buffer.getvalue()))
-    monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")  # port 9 refuses
-    monkeypatch.delenv("WMSE_MIRROR", raising=False)
-    return files | {CIFAR10.filename: buffer.getvalue()}
-
-
-def lay_out(root: Path, files: dict[str, bytes]) -> None:
-    folder = root / CIFAR10.base_folder
-    folder.mkdir(parents=True)
-    for name, content in files.items():
-        if name != CIFAR10.filename:
-            (folder / name).write_bytes(content)
+    return publish(monkeypatch, CIFAR10, files)
 
 
 def test_cifar10_is_read_in_its_published_layout(small_cifar, tmp_path, monkeypatch):
@@ -212,6 +285,96 @@ def test_real_cifar10_where_it_lies():
         assert images.images.shape == (n, 3, 32, 32)
         assert torch.bincount(images.labels).tolist() == [n // 10] * 10
         assert images.classes == tuple(CLASSES)
+
+
+# --- CIFAR-100 and STL-10 -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_cifar100(monkeypatch):
+    """Four training images and two for testing in CIFAR-100's layout: {name: bytes}."""
+    rng = np.random.RandomState(0)
+    names = {"fine_label_names": [f"fine {i}" for i in range(100)], "coarse_label_names": ["coarse"] * 20}
+    files = {"meta": pickle.dumps(names)}
+    for name, n in (("train", 4), ("test", 2)):
+        labels = {"fine_labels": rng.randint(0, 100, n).tolist(), "coarse_labels": [0] * n}
+        pixels = rng.randint(0, 256, (n, 3072)).astype(np.uint8)
+        files[name] = pickle.dumps({"data": pixels, "filenames": ["x.png"] * n, **labels})
+    return publish(monkeypatch, CIFAR100, files)
+
+
+def test_cifar100_is_read_with_its_fine_labels(small_cifar100, tmp_path):
+    lay_out(tmp_path, small_cifar100, CIFAR100)
+    for split, file in (("train", "train"), ("probe", "train"), ("test", "test")):
+        images, batch = data.load("cifar100", split, root=tmp_path), pickle.loads(small_cifar100[file])
+        assert torch.equal(images.images.flatten(1), torch.from_numpy(batch["data"]))
+        assert images.labels.tolist() == batch["fine_labels"] and images.labels.dtype == torch.int64
+        assert images.classes == tuple(f"fine {i}" for i in range(100))
+        assert images.mean == (0.5071, 0.4867, 0.4408) and images.std == (0.2675, 0.2565, 0.2761)
+
+
+def test_mirror_brings_cifar100(small_cifar100, serve, tmp_path, capsys):
+    address, _ = serve(small_cifar100[CIFAR100.filename])
+    assert len(data.load("cifar100", "train", root=tmp_path, mirror=address)) == 4
+    assert "40 minutes" in capsys.readouterr().err
+
+
+@pytest.fixture
+def small_stl10(monkeypatch):
+    """3, 5 and 2 images for training, without labels and for testing: ({file: pixels}, {name: bytes})."""
+    rng = np.random.RandomState(0)
+    pixels = {
+        name: rng.randint(0, 256, (n, 3, 96, 96)).astype(np.uint8)
+        for name, n in (("train_X.bin", 3), ("unlabeled_X.bin", 5), ("test_X.bin", 2))
+    }
+    files = {name: images.transpose(0, 1, 3, 2).tobytes() for name, images in pixels.items()}  # columns first
+    files |= {"train_y.bin": bytes([1, 10, 5]), "test_y.bin": bytes([2, 1])}  # counted from 1
+    files |= {"class_names.txt": b"airplane\n", "fold_indices.txt": b"0 1\n"}
+    return pixels, publish(monkeypatch, STL10, files)
+
+
+def test_stl10_trains_on_all_images_at_full_size(small_stl10, tmp_path):
+    pixels, files = small_stl10
+    lay_out(tmp_path, files, STL10)
+    train = data.load("stl10", "train", root=tmp_path)
+    expected = np.concatenate([pixels["train_X.bin"], pixels["unlabeled_X.bin"]])
+    assert torch.equal(train.images, torch.from_numpy(expected)) and train.images.is_contiguous()
+    assert train.labels.tolist() == [0, 9, 4, -1, -1, -1, -1, -1] and train.labels.dtype == torch.int64
+    assert len(train.labelled()) == 3 and train.classes[0] == "airplane" and train.classes[9] == "truck"
+    assert train.mean == (0.43, 0.42, 0.39) and train.std == (0.27, 0.26, 0.27)
+
+
+@pytest.mark.parametrize(
+    ("split", "file", "labels"), [("probe", "train_X.bin", [0, 9, 4]), ("test", "test_X.bin", [1, 0])]
+)
+def test_stl10_is_probed_and_tested_at_pillows_resize_and_central_crop(
+    small_stl10, tmp_path, split, file, labels
+):
+    pixels, files = small_stl10
+    lay_out(tmp_path, files, STL10)
+    images = data.load("stl10", split, root=tmp_path)
+    assert images.images.shape == (len(labels), 3, 64, 64) and images.images.dtype == torch.uint8
+    assert images.labels.tolist() == labels and images.labels.dtype == torch.int64
+    for levels, ours in zip(pixels[file], images.images, strict=True):
+        resized = Image.fromarray(levels.transpose(1, 2, 0)).resize((70, 70), Image.Resampling.BICUBIC)
+        expected = np.asarray(resized.crop((3, 3, 67, 67))).transpose(2, 0, 1)
+        assert np.array_equal(ours.numpy(), expected)
+
+
+def test_absent_stl10_says_what_to_do_and_comes_from_a_mirror(small_stl10, serve, tmp_path, capsys):
+    _, files = small_stl10
+    with pytest.raises(DownloadError, match="stl10_binary.tar.gz"):
+        data.load("stl10", "test", root=tmp_path)
+    assert "2.6 GB" in capsys.readouterr().err
+    address, _ = serve(files[STL10.filename])
+    assert len(data.load("stl10", "train", root=tmp_path, mirror=address)) == 8
+
+
+def test_damaged_stl10_is_named(small_stl10, tmp_path):
+    _, files = small_stl10
+    lay_out(tmp_path, files | {"unlabeled_X.bin": b"damaged"}, STL10)
+    with pytest.warns(UserWarning, match="unlabeled_X.bin"), pytest.raises(DownloadError):
+        data.load("stl10", "test", root=tmp_path)
 
 
 # --- downloads ------------------------------------------------------------------------------------

@@ -352,6 +352,23 @@ def test_wrong_numbers_are_refused():
         draw_parameters(0, 32, 32)
 
 
+def test_blur_is_refused_for_images_in_memory():
+    settings = ViewSettings(blur_probability=0.5)
+    with pytest.raises(ValueError, match=r"blur_probability is 0\.5.*set it to 0"):
+        make_views(some_images(6), 2, *CIFAR, settings)
+    with pytest.raises(ValueError, match="blur_probability is"):
+        draw_parameters(6, 32, 32, settings)
+    make_views(some_images(6), 2, *CIFAR, ViewSettings(blur_radius=(1.0, 1.0)))  # never applied
+
+
+def test_normalise_works_in_place_on_any_leading_shape():
+    x = some_images(6).float().div(255)
+    expected = F.normalize(x, *CIFAR)
+    nested = x.unflatten(0, (2, 3)).clone()
+    assert views.normalise_(nested, *CIFAR) is nested
+    assert torch.equal(nested.flatten(0, 1), expected)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -367,6 +384,11 @@ def test_wrong_numbers_are_refused():
         ("crop_scale", (0.2, 1.5)),
         ("crop_ratio", (0.0, 1.0)),
         ("crop_ratio", (1.0, float("inf"))),
+        ("blur_probability", 1.5),
+        ("blur_probability", -0.1),
+        ("blur_radius", (2.0, 0.1)),
+        ("blur_radius", (0.0, 1.0)),
+        ("blur_radius", (1.0, float("inf"))),
         ("size", 0),
     ],
 )

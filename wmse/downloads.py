@@ -29,11 +29,12 @@ def md5_of(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
-def restore(source: type, root: Path, mirror: str | None = None) -> None:
-    """Lay out under `root` a set of torchvision's CIFAR family that is absent or damaged.
+def restore(source: type, root: Path, mirror: str | None = None, patience: str = "") -> None:
+    """Lay out under `root` a set of torchvision's, CIFAR-10, CIFAR-100 or STL-10, that is absent or damaged.
 
     source: the torchvision class, which knows the address, the names and the MD5 sums.
     mirror: a base address (else `$WMSE_MIRROR`, else the publisher's) to which the file's name is added.
+    patience: a sentence on how large the download is or how long it may take.
     An archive already under `root` is used if it is whole. Raises DownloadError.
     """
     mirror = mirror or os.environ.get("WMSE_MIRROR")
@@ -41,7 +42,9 @@ def restore(source: type, root: Path, mirror: str | None = None) -> None:
     if "://" not in url:
         raise ValueError(f"the mirror {mirror!r} is no address: give one such as https://host/folder")
     folder, archive = (root / source.base_folder).absolute(), (root / source.filename).absolute()
-    files = [*source.train_list, *source.test_list, (source.meta["filename"], source.meta["md5"])]
+    files = [*source.train_list, *source.test_list]
+    if hasattr(source, "meta"):  # of the CIFAR family: the names of the classes
+        files.append((source.meta["filename"], source.meta["md5"]))
     damaged = [name for name, md5 in files if (folder / name).is_file() and md5_of(folder / name) != md5]
     if damaged:
         warnings.warn(
@@ -57,9 +60,8 @@ def restore(source: type, root: Path, mirror: str | None = None) -> None:
             "that holds the file."
         )
         print(
-            f"Downloading {url} to {archive}. The publisher's server has been slow since mid-2026: "
-            f"{source.__name__} may take 40 minutes.\nInterrupt freely: the next run goes on where this one "
-            "stopped. WMSE_MIRROR=URL names a faster server.",
+            f"Downloading {url} to {archive}. {patience}\nInterrupt freely: the next run goes on where this "
+            "one stopped. WMSE_MIRROR=URL names a faster server.",
             file=sys.stderr,
         )
         fetch(url, archive, source.tgz_md5, advice)

@@ -31,15 +31,18 @@ class ViewSettings:
     crop_scale: tuple[float, float] = (0.2, 1.0)  # share of the image's area
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
     flip_probability: float = 0.5
+    blur_probability: float = 0.0  # of a Gaussian blur after the flip; streamed sets only (ImageNet-100)
+    blur_radius: tuple[float, float] = (0.1, 2.0)  # standard deviation of the blur, pixels
     size: int | None = None  # height and width of a view in pixels; None keeps the image's
 
     def __post_init__(self) -> None:
         limits = dict.fromkeys(("brightness", "contrast", "saturation"), math.inf) | {"hue": 0.5}
         limits |= dict.fromkeys(("jitter_probability", "grayscale_probability", "flip_probability"), 1)
+        limits["blur_probability"] = 1
         for name, limit in limits.items():
             if not 0 <= getattr(self, name) <= limit or getattr(self, name) == math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a finite number from 0 to {limit}")
-        for name, limit in {"crop_scale": 1, "crop_ratio": math.inf}.items():
+        for name, limit in {"crop_scale": 1, "crop_ratio": math.inf, "blur_radius": math.inf}.items():
             low, high = getattr(self, name)
             if not 0 < low <= high <= limit or high == math.inf:
                 raise ValueError(f"{name} is ({low}, {high}); give finite 0 < low <= high <= {limit}")
@@ -77,10 +80,16 @@ def draw_parameters(
     """Draws the parameters of `count` views of images of `height` x `width` pixels as torchvision would.
 
     The numbers come from `generator` on its own device (without one: the global one of `device`) and move to
-    `device`, so a CPU generator gives the same views everywhere. ValueError if a count or size is below 1.
+    `device`, so a CPU generator gives the same views everywhere. ValueError if a count or size is below 1,
+    and for settings that blur, which only `wmse.streams` does.
     """
     if min(count, height, width) < 1:
         raise ValueError(f"count, height and width must be at least 1, got {count}, {height}, {width}")
+    if settings.blur_probability > 0:
+        raise ValueError(
+            f"blur_probability is {settings.blur_probability}, but only views of streamed sets are blurred: "
+            "set it to 0 for images in memory"
+        )
     source = device if generator is None else generator.device
     uniform = torch.rand(13 + 2 * CROP_TRIES, count, generator=generator, device=source)
     uniform = uniform.to(device, non_blocking=uniform.is_cpu)
@@ -134,7 +143,8 @@ def make_views(
     """d random views of each image: uint8 (n, 3, h, w) in, float32 (d, n, 3, h, w) out (or `settings.size`).
 
     The positives of image i are `views[:, i]`. The same generator state gives the same views. Raises
-    ValueError for d < 1 and for images that are not uint8 (n, 3, h, w). More in `apply_views`.
+    ValueError for d < 1, for images that are not uint8 (n, 3, h, w) and for settings that blur. More in
+    `apply_views`.
     """
     _check_images(images)
     if d < 1:
@@ -178,9 +188,14 @@ def _view(images: Tensor, parameters: ViewParameters, mean: Triple, std: Triple,
     views = _jitter(images.contiguous().float().div_(255), parameters)
     views = _blend(views, 1 - parameters.grayscale.float(), to_gray=1.0, to_mean=0.0)
     views = _resized_crop(views, parameters, size or images.shape[2], size or images.shape[3])
-    for channel, centre, spread in zip(views.unbind(1), mean, std, strict=True):
+    return normalise_(views, mean, std)
+
+
+def normalise_(x: Tensor, mean: Triple, std: Triple) -> Tensor:
+    """(x - mean) / std for each channel of x float (..., 3, h, w), in place."""
+    for channel, centre, spread in zip(x.unbind(-3), mean, std, strict=True):
         channel.sub_(centre).div_(spread)  # plain numbers: a tensor of them would be a copy from the host
-    return views
+    return x
 
 
 def _jitter(x: Tensor, parameters: ViewParameters) -> Tensor:
