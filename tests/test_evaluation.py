@@ -1,23 +1,32 @@
-"""Scores agree with scikit-learn's, measures of collapse with what is known in closed form."""
+"""Scores agree with scikit-learn's and with plain counts, a run's metrics with the functions behind them."""
 
-import numpy as np
 import pytest
 import torch
-from sklearn.cross_decomposition import CCA
+from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
+from torch import nn
 
-from wmse.data import load
+from wmse import evaluation, spectra
+from wmse.data import ImageSet, StreamedSet, load
 from wmse.evaluation import (
-    cca_dimensions,
-    effective_rank,
-    embedding_std,
+    classify,
+    evaluate,
     features,
     float32_arithmetic,
     knn_accuracy,
     linear_probe,
+    project,
+    stratified_subset,
+    top_k_accuracy,
+    two_views,
 )
 from wmse.networks import build_encoder
+from wmse.recipes import Recipe
+from wmse.views import ViewSettings, make_views
+
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.3)
+RECIPE = Recipe(views=ViewSettings(jitter_probability=0.2, crop_scale=(0.8, 1.0)), seed=3)
 
 
 def seeded(seed=0):
@@ -33,6 +42,15 @@ def problem(n=400, f=10, classes=4, offset=0.0, noise=1.0):
         labels = torch.randint(0, classes, (n,), generator=generator)
         parts += [centres[labels] + noise * torch.randn(n, f, generator=generator) + offset, labels]
     return parts
+
+
+def coloured(n=60, classes=3, side=4, seed=0, noise=0.0):
+    """Images whose class is their colour, but for noise in levels of 255."""
+    labels = torch.arange(n) % classes
+    colours = torch.randint(0, 256, (classes, 3, 1, 1), generator=seeded()).float()
+    levels = colours[labels] + noise * torch.randn(n, 3, side, side, generator=seeded(seed))
+    images = levels.round().clamp(0, 255).to(torch.uint8)
+    return ImageSet("coloured", images, labels, tuple(map(str, range(classes))), MEAN, STD)
 
 
 @pytest.mark.parametrize("k", [1, 5])
@@ -71,66 +89,41 @@ def test_linear_probe_is_near_logistic_regression_and_seeded():
     assert score == linear_probe(train, train_labels, test, test_labels, batch_size=100)
 
 
-def test_linear_probe_drops_incomplete_batches():
-    train, train_labels, test, test_labels = problem(n=150, noise=0.5)
-    calls = []
-    original = torch.nn.functional.cross_entropy
-
-    def spy(logits, labels):
-        calls.append(len(labels))
-        return original(logits, labels)
-
-    torch.nn.functional.cross_entropy = spy
-    try:
-        linear_probe(train, train_labels, test, test_labels, epochs=2, batch_size=100)
-    finally:
-        torch.nn.functional.cross_entropy = original
-    assert calls == [100, 100]
+def test_top_k_accuracy_is_a_plain_count():
+    logits = torch.randn(200, 12, generator=seeded())
+    labels = torch.randint(0, 12, (200,), generator=seeded(1))
+    scores = [top_k_accuracy(logits, labels, k) for k in (1, 2, 5, 12, 20)]
+    ranks = [
+        sorted(row, reverse=True).index(row[label])
+        for row, label in zip(logits.tolist(), labels.tolist(), strict=True)
+    ]
+    assert scores == [100 * sum(rank < k for rank in ranks) / 200 for k in (1, 2, 5, 12, 20)]
+    assert scores == sorted(scores) and scores[-2:] == [100, 100]
 
 
-def test_effective_rank_of_known_spectra():
-    basis = torch.linalg.qr(torch.randn(50, 16, generator=seeded(), dtype=torch.float64)).Q
-    assert effective_rank(basis) == pytest.approx(16, rel=1e-4)
-    assert effective_rank(basis[:, :1] @ torch.randn(1, 16, dtype=torch.float64)) == pytest.approx(
-        1, abs=1e-3
+def test_linear_probe_is_the_top_1_of_classify():
+    train, train_labels, test, test_labels = problem()
+    logits = classify(train, train_labels, test, epochs=5, seed=2)
+    assert logits.shape == (400, 4)
+    assert linear_probe(train, train_labels, test, test_labels, epochs=5, seed=2) == top_k_accuracy(
+        logits, test_labels
     )
-    assert effective_rank(torch.ones(50, 16)) == pytest.approx(1, abs=1e-3), "uncentred: a point has rank 1"
-    shares = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
-    entropy = float(-(shares * shares.log()).sum())
-    assert effective_rank(basis[:, :3] * shares) == pytest.approx(np.exp(entropy), rel=1e-4)
 
 
-def test_embedding_std_is_0_for_a_point_and_1_for_a_sphere():
-    assert embedding_std(torch.ones(100, 8) * torch.rand(100, 1, generator=seeded())) == pytest.approx(
-        0, abs=1e-6
-    )
-    assert embedding_std(torch.randn(5000, 64, generator=seeded())) == pytest.approx(1, abs=0.02)
+def test_a_stratified_subset_has_its_share_of_each_class():
+    labels = torch.tensor([0] * 200 + [1] * 100 + [2] * 30 + [3])[torch.randperm(331, generator=seeded())]
+    index = stratified_subset(labels, 0.1)
+    assert labels[index].bincount().tolist() == [20, 10, 3, 1], "but one image at least"
+    assert torch.equal(index, index.unique()), "ascending, none twice"
+    assert torch.equal(stratified_subset(labels, 1.0), torch.arange(331))
 
 
-def test_cca_dimensions_are_the_squared_canonical_correlations():
-    generator = seeded()
-    shared = torch.randn(400, 3, generator=generator)
-    a, b = (torch.cat([shared, torch.randn(400, 2, generator=generator)], 1) for _ in range(2))
-    a, b = (view @ torch.randn(5, 5, generator=generator) + 3 for view in (a, b))
-    scores = CCA(5, max_iter=5000, tol=1e-12).fit_transform(a.double().numpy(), b.double().numpy())
-    expected = sum(np.corrcoef(scores[0][:, i], scores[1][:, i])[0, 1] ** 2 for i in range(5))
-    assert cca_dimensions(a, b) == pytest.approx(expected, abs=1e-3)
-    assert 3 <= cca_dimensions(a, b) < 3.1
-
-
-def test_cca_dimensions_ignore_shifts_and_linear_maps():
-    generator = seeded()
-    a = torch.randn(300, 6, generator=generator, dtype=torch.float64)
-    b = a + torch.randn(300, 6, generator=generator, dtype=torch.float64)
-    maps = torch.randn(2, 6, 6, generator=generator, dtype=torch.float64)
-    assert cca_dimensions(a @ maps[0] + 9, b @ maps[1] - 5) == pytest.approx(cca_dimensions(a, b), abs=1e-6)
-    assert cca_dimensions(a, a) == pytest.approx(6, abs=1e-6)
-
-
-def test_cca_dimensions_of_noise_and_of_a_point():
-    noise = [torch.randn(4000, 16, generator=seeded(seed)) for seed in (1, 2)]
-    assert cca_dimensions(*noise) == pytest.approx(16 * 16 / 4000, rel=0.5)
-    assert cca_dimensions(torch.ones(100, 4), torch.randn(100, 4, generator=seeded())) == 0
+def test_a_stratified_subset_depends_on_its_seed_and_lies_within_a_larger_one():
+    labels = torch.arange(500) % 5
+    index = stratified_subset(labels, 0.1, seed=1)
+    assert torch.equal(index, stratified_subset(labels, 0.1, seed=1))
+    assert not torch.equal(index, stratified_subset(labels, 0.1, seed=2))
+    assert set(stratified_subset(labels, 0.01, seed=1).tolist()) <= set(index.tolist())
 
 
 def test_features_use_eval_mode_and_leave_the_encoder_as_it_was():
@@ -157,3 +150,118 @@ def test_evaluation_is_in_float32_whatever_is_set_outside():
         assert matmul.allow_tf32
     finally:
         matmul.allow_tf32 = before
+
+
+def files(folder, images):
+    """The same images in files, losslessly."""
+    for index, image in enumerate(images.images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{index}.png")
+    paths = tuple(str(folder / f"{index}.png") for index in range(len(images)))
+    size = images.images.shape[-1]
+    return StreamedSet(
+        "coloured", paths, images.labels, images.classes, MEAN, STD, resize=size, crop=size, workers=0
+    )
+
+
+def test_streamed_images_have_the_same_features_and_views_of_all_of_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluation, "BATCH", 4)
+    images = coloured(n=10, side=8, noise=20)
+    streamed = files(tmp_path, images)
+    flat = nn.Flatten()
+    torch.testing.assert_close(features(flat, streamed), features(flat, images))
+    recipe = Recipe(views=ViewSettings(size=8), seed=3)
+    views = two_views(flat, nn.Identity(), streamed, recipe)
+    assert views.shape == (2, 10, 3 * 8 * 8) and views.isfinite().all()
+    assert torch.equal(views, two_views(flat, nn.Identity(), streamed, recipe))
+    still = Recipe(
+        views=ViewSettings(
+            jitter_probability=0,
+            grayscale_probability=0,
+            crop_scale=(1, 1),
+            crop_ratio=(1, 1),
+            flip_probability=0,
+            size=8,
+        )
+    )
+    torch.testing.assert_close(two_views(flat, nn.Identity(), streamed, still)[1], features(flat, images))
+
+
+def test_two_views_are_of_all_images_in_order_by_the_recipes_settings_and_seed(monkeypatch):
+    monkeypatch.setattr(evaluation, "BATCH", 8)
+    images = coloured(n=20, noise=30)
+    generator = seeded(RECIPE.seed)
+    chunks = [make_views(part, 2, MEAN, STD, RECIPE.views, generator) for part in images.images.split(8)]
+    projector = nn.Linear(48, 5)
+    expected = projector(torch.cat(chunks, 1).flatten(2))
+    torch.testing.assert_close(two_views(nn.Flatten(), projector, images, RECIPE), expected)
+
+
+def test_a_runs_metrics_are_those_of_their_functions():
+    known, new = coloured(n=90, noise=80, seed=1), coloured(n=60, noise=80, seed=2)
+    encoder, projector = nn.Flatten(), nn.Linear(48, 6)
+    metrics = evaluate(encoder, projector, known, new, RECIPE)
+    rows = [features(encoder, part) for part in (known, new)]
+    sets = (rows[0], known.labels, rows[1], new.labels)
+    assert metrics["linear_top1"] == linear_probe(*sets, seed=RECIPE.seed)
+    few = stratified_subset(known.labels, 0.1, RECIPE.seed)
+    subset = (rows[0][few], known.labels[few], *sets[2:])
+    assert len(few) == 9 and metrics["linear_top1_10pct"] == linear_probe(*subset, seed=RECIPE.seed)
+    assert metrics["knn5_euclidean_top1"] == knn_accuracy(*sets)
+    embeddings, views = project(projector, rows[1]), two_views(encoder, projector, new, RECIPE)
+    white = [spectra.whitened(view) for view in views]
+    assert metrics["effective_rank_embeddings"] == spectra.effective_rank(embeddings)
+    assert metrics["cca_dimensions"] == spectra.cca_dimensions(*views)
+    assert metrics["alignment"] == spectra.alignment(*views)
+    assert metrics["uniformity"] == pytest.approx(sum(map(spectra.uniformity, views)) / 2)
+    assert metrics["effective_rank_whitened"] == pytest.approx(6, rel=1e-4)
+    assert metrics["alignment_whitened"] == spectra.alignment(*white)
+    assert metrics["uniformity_whitened"] == pytest.approx(sum(map(spectra.uniformity, white)) / 2)
+    assert metrics == evaluate(encoder, projector, known, new, RECIPE), "seeded"
+    assert "linear_top5" not in metrics
+    assert all(type(value) is float for value in metrics.values())
+
+
+def test_more_labels_help_on_an_easy_set():
+    known, new = coloured(n=600, noise=200, seed=1), coloured(n=300, noise=200, seed=2)
+    metrics = evaluate(nn.Flatten(), nn.Linear(48, 6), known, new, RECIPE)
+    assert 40 < metrics["linear_top1_1pct"] < metrics["linear_top1_10pct"] < metrics["linear_top1"]
+
+
+def test_top_5_is_reported_from_100_classes_on():
+    known, new = coloured(n=300, classes=100, noise=60), coloured(n=200, classes=100, noise=60, seed=1)
+    metrics = evaluate(nn.Flatten(), nn.Linear(48, 6), known, new, RECIPE)
+    assert metrics["linear_top1"] < metrics["linear_top5"] < 100
+
+
+def test_raw_pixels_go_through_with_what_needs_more_images_than_dimensions_left_out():
+    known, new = coloured(n=90, noise=80, seed=1), coloured(n=60, noise=80, seed=2)
+    metrics = evaluate(nn.Flatten(), nn.Identity(), known, new, RECIPE)  # k = 48 > 60 / 2
+    names = ("cca_dimensions", "effective_rank_whitened", "alignment_whitened", "uniformity_whitened")
+    assert {name for name, value in metrics.items() if value is None} == set(names)
+    assert metrics["effective_rank_features"] == metrics["effective_rank_embeddings"]
+
+
+def test_collapsed_embeddings_have_no_measures_after_whitening():
+    known, new = coloured(), coloured(seed=1)
+    constant = nn.Linear(48, 4)
+    nn.init.zeros_(constant.weight)
+    metrics = evaluate(nn.Flatten(), constant, known, new, RECIPE)
+    names = ("effective_rank_whitened", "alignment_whitened", "uniformity_whitened")
+    assert {name for name, value in metrics.items() if value is None} == set(names)
+    assert metrics["alignment"] == 0 and metrics["uniformity"] == pytest.approx(0, abs=1e-12)
+    assert metrics["cca_dimensions"] == 0
+
+
+def test_evaluation_leaves_networks_in_the_mode_they_were_in():
+    images = coloured()
+    encoder = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(48))
+    projector = nn.Sequential(nn.BatchNorm1d(48), nn.Linear(48, 4)).eval()
+    before = encoder[1].running_mean.clone()
+    evaluate(encoder, projector, images, images, RECIPE)
+    assert encoder.training and encoder[1].training and not projector.training
+    assert torch.equal(encoder[1].running_mean, before)
+
+
+def test_measures_of_spectra_are_at_hand_here():
+    for name in ("effective_rank", "embedding_std", "cca_dimensions"):
+        assert getattr(evaluation, name) is getattr(spectra, name)

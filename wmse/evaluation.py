@@ -1,21 +1,26 @@
-"""What representations are worth: k-NN and linear probe on features, and measures of collapse.
+"""What representations are worth: k-NN and linear probes on features, measures of the embeddings.
 
-Everything here runs in float32 (TF32 off) or better, without augmentation but for `cca_dimensions`' views.
+Everything here runs in float32 (TF32 off) or better, without augmentation but for what compares two views.
 Accuracies are in percent.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from statistics import fmean
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmse.data import ImageSet
+from wmse.data import ImageSet, StreamedSet, view_batches
+from wmse.probe import train_linear
 from wmse.recipes import Recipe
-from wmse.views import make_views
+from wmse.spectra import alignment, cca_dimensions, effective_rank, embedding_std, uniformity, whitened
 
 BATCH = 1000
+TOP5_CLASSES = 100  # classes from which on top-5 accuracy is reported
+LABEL_SHARES = {"10pct": 0.1, "1pct": 0.01}  # of the probe's labels, for label efficiency
+Images = ImageSet | StreamedSet
 
 
 @contextmanager
@@ -31,15 +36,45 @@ def float32_arithmetic(device: torch.device | str) -> Iterator[None]:
         matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
-@torch.inference_mode()
-def features(encoder: nn.Module, images: ImageSet) -> Tensor:
+@contextmanager
+def _frozen(device: torch.device, *networks: nn.Module) -> Iterator[None]:
+    """Networks in eval mode, and as they were after; no gradients, float32."""
+    modes = [network.training for network in networks]
+    for network in networks:
+        network.eval()
+    try:
+        with torch.inference_mode(), float32_arithmetic(device):
+            yield
+    finally:
+        for network, mode in zip(networks, modes, strict=True):
+            network.train(mode)
+
+
+def features(encoder: nn.Module, images: Images) -> Tensor:
     """Features (n, f) float32 of all images, un-augmented, by the encoder in eval mode."""
-    training = encoder.training
-    encoder.eval()
-    with float32_arithmetic(images.images.device):
-        chunks = [encoder(images.normalised(index)) for index in torch.arange(len(images)).split(BATCH)]
-    encoder.train(training)
-    return torch.cat(chunks).clone()
+    with _frozen(images.device, encoder):
+        return torch.cat([encoder(chunk) for chunk in images.batches(BATCH)])
+
+
+def project(projector: nn.Module, rows: Tensor) -> Tensor:
+    """Embeddings (n, k) float32 of features (n, f), by the projector in eval mode."""
+    with _frozen(rows.device, projector):
+        return torch.cat([projector(chunk) for chunk in rows.split(BATCH)])
+
+
+def two_views(encoder: nn.Module, projector: nn.Module, images: Images, recipe: Recipe) -> Tensor:
+    """Embeddings (2, n, k) float32 of two views of each image, drawn by the recipe's settings and seed."""
+    device = images.device
+    generator = torch.Generator(device).manual_seed(recipe.seed)
+    whole = len(images) // BATCH * BATCH
+    parts = torch.arange(len(images), device=device).split([whole, len(images) - whole])
+    pairs = []
+    with _frozen(device, encoder, projector):
+        for part in filter(len, parts):  # batches come whole: the images left over are a batch of their own
+            size = min(BATCH, len(part))
+            drawn = view_batches(images, part, 2, size, recipe.views, generator, seed=recipe.seed)
+            pairs += [torch.stack([projector(encoder(view)) for view in views]) for views, _ in drawn]
+        return torch.cat(pairs, dim=1)
 
 
 def knn_accuracy(
@@ -83,111 +118,106 @@ def knn_accuracy(
     return 100 * correct / len(test)
 
 
-def linear_probe(
-    train: Tensor,
-    train_labels: Tensor,
-    test: Tensor,
-    test_labels: Tensor,
-    epochs: int = 500,
-    batch_size: int = 1000,
-    learning_rates: tuple[float, float] = (1e-2, 1e-6),
-    weight_decay: float = 5e-6,
-    seed: int = 0,
-) -> float:
+def top_k_accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
+    """Percent of rows of logits (m, classes) whose label, of (m,) int64, is among the k largest."""
+    hits = (logits.topk(min(k, logits.shape[1])).indices == labels[:, None]).sum()
+    return 100 * int(hits) / len(labels)
+
+
+def linear_probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, **schedule) -> float:
     """Test accuracy in percent of one linear layer trained on frozen features.
 
-    The official code's schedule: Adam, the learning rate falling exponentially an epoch from the first to the
-    second of `learning_rates`, incomplete batches dropped (a set smaller than a batch is one batch), the
-    last epoch's accuracy. Features are taken as they are.
+    Args:
+        train, test: (n, f) and (m, f) float32.
+        train_labels, test_labels: (n,) and (m,) int64.
+        schedule: keywords of `train_linear`.
     """
-    generator = torch.Generator().manual_seed(seed)
-    bound = train.shape[1] ** -0.5
-    weight, bias = (
-        ((2 * torch.rand(*shape, generator=generator) - 1) * bound).to(train.device).requires_grad_()
-        for shape in ((int(train_labels.max()) + 1, train.shape[1]), (int(train_labels.max()) + 1,))
-    )
-    first, last = learning_rates
-    optimizer = torch.optim.Adam([weight, bias], lr=first, weight_decay=weight_decay, foreach=True)
-    batch_size = min(batch_size, len(train))
-    whole = len(train) // batch_size * batch_size
-    with float32_arithmetic(train.device), torch.enable_grad():
-        for _ in range(epochs):
-            order = torch.randperm(len(train), generator=generator).to(train.device)[:whole]
-            for index in order.split(batch_size):
-                optimizer.zero_grad()
-                F.cross_entropy(F.linear(train[index], weight, bias), train_labels[index]).backward()
-                optimizer.step()
-            optimizer.param_groups[0]["lr"] *= (last / first) ** (1 / epochs)
-    correct = (F.linear(test, weight.detach(), bias.detach()).argmax(-1) == test_labels).sum()
-    return 100 * int(correct) / len(test)
+    return top_k_accuracy(classify(train, train_labels, test, **schedule), test_labels)
 
 
-def effective_rank(x: Tensor) -> float:
-    """RankMe (Garrido et al., 2023): exp of the entropy of x's (n, k) normalised singular values, uncentred.
+def classify(train: Tensor, train_labels: Tensor, test: Tensor, **schedule) -> Tensor:
+    """Logits (m, classes) of test rows (m, f) by a linear layer trained on others; as in `linear_probe`."""
+    with float32_arithmetic(test.device):
+        return F.linear(test, *train_linear(train, train_labels, **schedule))
 
-    1 for embeddings that are all alike, k for a flat spectrum.
+
+def stratified_subset(labels: Tensor, share: float, seed: int = 0) -> Tensor:
+    """Indices, ascending int64, of that share of each class in labels (n,), rounded, but one image at least.
+
+    Each class gives the first of its images in one random order of all, drawn by the seed: so a subset of
+    smaller share lies within one of larger share.
     """
-    values = torch.linalg.svdvals(x.double())
-    shares = values / values.sum() + 1e-7  # RankMe's own guard against log 0
-    return float(torch.exp(-(shares * shares.log()).sum()))
-
-
-def embedding_std(x: Tensor) -> float:
-    """Standard deviation of each dimension of the L2-normalised rows of x (n, k), averaged, times sqrt(k).
-
-    0 when all rows point one way, near 1 when they are spread over the sphere (Chen and He, 2021, Sec. 4.1).
-    """
-    return float(F.normalize(x.double(), dim=-1).std(0).mean() * x.shape[1] ** 0.5)
-
-
-def cca_dimensions(first: Tensor, second: Tensor) -> float:
-    """Sum of squared canonical correlations between two views' embeddings, each (n, k): 0 to k.
-
-    How many dimensions, linearly transformed at will, the views agree on. W-MSE's loss does not change under
-    shifts and triangular maps of the embeddings, and neither does this measure, while rank and standard
-    deviation do. Unrelated views score about k^2 / n.
-    """
-    bases = []
-    for view in (first, second):
-        centred = view.double() - view.double().mean(0)
-        left, values, _ = torch.linalg.svd(centred, full_matrices=False)
-        # Directions below float32's resolution are rounding noise, not dimensions of the embedding.
-        resolution = max(view.shape) * torch.finfo(torch.float32).eps
-        bases.append(left[:, values > resolution * values[0].clamp_min(1e-300)])
-    return float((bases[0].T @ bases[1]).square().sum())
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    shuffled = labels.cpu()[order]
+    members = [order[shuffled == label] for label in shuffled.unique()]
+    chosen = [part[: max(1, round(share * len(part)))] for part in members]
+    return torch.cat(chosen).sort().values.to(labels.device)
 
 
 def evaluate(
-    encoder: nn.Module, projector: nn.Module, train: ImageSet, test: ImageSet, recipe: Recipe
-) -> dict[str, float]:
-    """All metrics of a run: classifiers learn on `train`; they and the measures of collapse are of `test`.
+    encoder: nn.Module, projector: nn.Module, probe: Images, test: Images, recipe: Recipe
+) -> dict[str, float | None]:
+    """All metrics of a run: classifiers learn on `probe`; they and the measures of collapse are of `test`.
 
     Args:
         encoder, projector: on the images' device.
-        recipe: its views are drawn for `cca_dimensions`; its seed serves the probe and those views.
+        recipe: its views are drawn for what compares two views; its seed serves all that is random.
 
     Returns:
-        `linear_top1`, `knn5_euclidean_top1`, `knn5_cosine_top1` in percent; `effective_rank_features`,
-        `effective_rank_embeddings`, `embedding_std` and `cca_dimensions` as their functions define them.
+        In percent, of features:
+        `linear_top1`, and `linear_top5` where the set has 100 classes or more;
+        `linear_top1_10pct` and `linear_top1_1pct`, the same probe on so many of the labels
+        (`stratified_subset`). As many epochs, hence fewer steps: on CIFAR-10 25,000, 2,500 (5,000 images) and
+        500 (500 images, one batch an epoch);
+        `knn5_euclidean_top1`, `knn5_cosine_top1`.
+
+        As their functions define them:
+        `effective_rank_features`, `effective_rank_embeddings`, `embedding_std` of un-augmented images;
+        `cca_dimensions`, `alignment` and, averaged over the two, `uniformity` of two views' embeddings;
+        `effective_rank_whitened`, `alignment_whitened`, `uniformity_whitened` after `whitened`.
+        None: `cca_dimensions` of fewer than 2k images, and the last three where `whitened` is None.
     """
-    train_features, test_features = features(encoder, train), features(encoder, test)
-    sets = (train_features, train.labels, test_features, test.labels)
-    generator = torch.Generator(test.images.device).manual_seed(recipe.seed)
-    both = nn.Sequential(encoder, projector).eval()
-    with torch.inference_mode(), float32_arithmetic(test.images.device):
-        embeddings = torch.cat([projector(rows) for rows in test_features.split(BATCH)])
-        pairs = [
-            torch.stack(
-                [both(view) for view in make_views(chunk, 2, test.mean, test.std, recipe.views, generator)]
-            )
-            for chunk in test.images.split(BATCH)
-        ]
+    known, new = features(encoder, probe), features(encoder, test)
+    views = two_views(encoder, projector, test, recipe)
+    scores = _accuracies(known, probe.labels, new, test, recipe.seed)
+    return scores | _measures(new, project(projector, new), views, recipe.seed)
+
+
+def _accuracies(
+    known: Tensor, known_labels: Tensor, new: Tensor, test: Images, seed: int
+) -> dict[str, float]:
+    logits = classify(known, known_labels, new, seed=seed)
+    scores = {"linear_top1": top_k_accuracy(logits, test.labels)}
+    if len(test.classes) >= TOP5_CLASSES:
+        scores["linear_top5"] = top_k_accuracy(logits, test.labels, 5)
+    for name, share in LABEL_SHARES.items():
+        index = stratified_subset(known_labels, share, seed)
+        few = (known[index], known_labels[index])
+        scores[f"linear_top1_{name}"] = linear_probe(*few, new, test.labels, seed=seed)
+    sets = (known, known_labels, new, test.labels)
+    for metric in ("euclidean", "cosine"):
+        scores[f"knn5_{metric}_top1"] = knn_accuracy(*sets, metric=metric)
+    return scores
+
+
+def _measures(rows: Tensor, embeddings: Tensor, views: Tensor, seed: int) -> dict[str, float | None]:
+    """Measures of features (n, f), embeddings (n, k) and the embeddings (2, n, k) of two views."""
+    enough = len(embeddings) >= 2 * embeddings.shape[1]
+    white, *white_views = (whitened(cloud) for cloud in (embeddings, *views))
+    both_white = all(view is not None for view in white_views)
     return {
-        "linear_top1": linear_probe(*sets, seed=recipe.seed),
-        "knn5_euclidean_top1": knn_accuracy(*sets),
-        "knn5_cosine_top1": knn_accuracy(*sets, metric="cosine"),
-        "effective_rank_features": effective_rank(test_features),
+        "effective_rank_features": effective_rank(rows),
         "effective_rank_embeddings": effective_rank(embeddings),
         "embedding_std": embedding_std(embeddings),
-        "cca_dimensions": cca_dimensions(*torch.cat(pairs, dim=1)),
+        "cca_dimensions": cca_dimensions(*views) if enough else None,
+        "alignment": alignment(*views),
+        "uniformity": _mean_uniformity(views, seed),
+        "effective_rank_whitened": None if white is None else effective_rank(white),
+        "alignment_whitened": alignment(*white_views) if both_white else None,
+        "uniformity_whitened": _mean_uniformity(white_views, seed) if both_white else None,
     }
+
+
+def _mean_uniformity(views: Iterable[Tensor], seed: int) -> float:
+    """As Wang and Isola report it: the uniformity of each view, averaged."""
+    return fmean(uniformity(view, seed) for view in views)

@@ -1,0 +1,125 @@
+"""What a cloud of embeddings looks like: spectra, measures of collapse, alignment and uniformity.
+
+Rows are samples throughout: x is (n, k), floating point. All is computed in float64 but whitening.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wmse.whitening import SingularCovarianceError, whiten
+
+UNIFORMITY_ROWS = 2000  # rows whose pairs `uniformity` averages over: 2 million pairs, 32 MB
+
+
+def eigenvalues(x: Tensor) -> Tensor:
+    """Eigenvalues (k,) float64 of the covariance of the rows of x (n, k), divisor n - 1, descending."""
+    centred = x.double() - x.double().mean(0)
+    values = torch.linalg.eigvalsh(centred.T @ centred / (len(x) - 1))
+    return values.flip(0).clamp_min(0)
+
+
+def effective_rank(x: Tensor) -> float:
+    """RankMe (Garrido et al., 2023): exp of the entropy of x's (n, k) normalised singular values, uncentred.
+
+    1 for embeddings that are all alike, k for a flat spectrum.
+    """
+    x = x.double()
+    # By the smaller Gram matrix, many times faster than by singular values. In float64 it finds them to 1e-8
+    # of the largest, and RankMe's own guard against log 0 is coarser.
+    gram = x.T @ x if x.shape[1] <= len(x) else x @ x.T
+    values = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
+    shares = values / values.sum() + 1e-7
+    return float(torch.exp(-(shares * shares.log()).sum()))
+
+
+def embedding_std(x: Tensor) -> float:
+    """Standard deviation of each dimension of the L2-normalised rows of x (n, k), averaged, times sqrt(k).
+
+    0 when all rows point one way, near 1 when they are spread over the sphere (Chen and He, 2021, Sec. 4.1).
+    """
+    return float(F.normalize(x.double(), dim=-1).std(0).mean() * x.shape[1] ** 0.5)
+
+
+def cca_dimensions(first: Tensor, second: Tensor) -> float:
+    """Sum of squared canonical correlations between two views' embeddings, each (n, k): 0 to k.
+
+    How many dimensions, linearly transformed at will, the views agree on. W-MSE's loss does not change under
+    shifts and triangular maps of the embeddings, and neither does this measure, while rank and standard
+    deviation do. Unrelated views score about k^2 / n.
+    """
+    a, b = (_principal_coordinates(view) for view in (first, second))
+    return float((a.T @ b).square().sum())
+
+
+def _principal_coordinates(x: Tensor) -> Tensor:
+    """An orthonormal basis (n, r) float64 of the centred columns of x (n, k), r <= k."""
+    centred = x.double() - x.double().mean(0)
+    values, vectors = torch.linalg.eigh(centred.T @ centred)
+    # Directions below float32's resolution are rounding noise, not dimensions of the embedding.
+    resolution = max(x.shape) * torch.finfo(torch.float32).eps
+    kept = values > resolution**2 * values[-1].clamp_min(1e-300)
+    return centred @ (vectors[:, kept] * values[kept].rsqrt())
+
+
+def alignment(first: Tensor, second: Tensor) -> float:
+    """Mean squared distance of L2-normalised positives, row i of the one and row i of the other view (n, k).
+
+    0 when two views of an image are embedded alike, 2 when they are no nearer than chance, 4 at most
+    (Wang and Isola, ICML 2020, Sec. 4.1, alpha = 2).
+    """
+    a, b = (F.normalize(view.double(), dim=-1) for view in (first, second))
+    return float((a - b).square().sum(-1).mean())
+
+
+def uniformity(x: Tensor, seed: int = 0) -> float:
+    """log of the mean of exp(-2 |a - b|^2) over pairs of different L2-normalised rows of x (n, k).
+
+    0 when all rows point one way; the more evenly they cover the sphere, the lower, and down to about -4
+    (Wang and Isola, ICML 2020, Sec. 4.1, t = 2). The pairs are all those of `UNIFORMITY_ROWS` rows, drawn by
+    `seed` where x has more. Raises ValueError for fewer than two rows, which make no pair.
+    """
+    if len(x) < 2:
+        raise ValueError(f"uniformity needs 2 rows at least, to make a pair; got {len(x)}")
+    if len(x) > UNIFORMITY_ROWS:
+        chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:UNIFORMITY_ROWS]
+        x = x[chosen.to(x.device)]
+    directions = F.normalize(x.double(), dim=-1)
+    affinities = torch.exp(4 * (directions @ directions.T - 1))  # |a - b|^2 = 2 - 2ab for unit vectors
+    total = affinities.sum() - affinities.diagonal().sum()
+    return float(torch.log(total / (len(x) * (len(x) - 1))))
+
+
+def whitened(x: Tensor) -> Tensor | None:
+    """Rows of x (n, k) whitened by their own mean and covariance: float32 (n, k), on x's device.
+
+    As W-MSE does in training (Cholesky factor), with all n rows as one slice. None where that says nothing:
+    the covariance is singular, as when embeddings have collapsed, or n < 2k. ValueError for NaN or infinity.
+    """
+    if len(x) < 2 * x.shape[1]:
+        return None
+    try:
+        # QR finds Cholesky's whitened rows without squaring the condition number: with it, None means that
+        # float32, in which networks compute, cannot tell the spread from rounding. On the CPU, where
+        # whitening says so at once.
+        return whiten(x.float().cpu(), "qr").to(x.device)
+    except SingularCovarianceError:
+        return None
+
+
+def spectra(features: Tensor, embeddings: Tensor) -> dict[str, list[float] | None]:
+    """The spectra that a record keeps: eigenvalues, descending, to five significant digits.
+
+    Args:
+        features: (n, f); embeddings: (n, k); both of the same images.
+
+    Returns:
+        `features` f numbers, `embeddings` k numbers, `whitened` k numbers, which are 1 by construction, of
+        the embeddings after `whitened`, or None where that is None.
+    """
+    rows = {"features": features, "embeddings": embeddings, "whitened": whitened(embeddings)}
+    return {name: None if x is None else _rounded(eigenvalues(x)) for name, x in rows.items()}
+
+
+def _rounded(values: Tensor) -> list[float]:
+    return [float(f"{value:.5g}") for value in values.tolist()]
