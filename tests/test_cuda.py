@@ -5,12 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from wmse import deferred, records, runs, training
-from wmse.data import ImageSet
+from wmse import deferred, records, runs, steps, training
+from wmse.data import ImageSet, view_batches
 from wmse.losses import w_mse_loss
-from wmse.recipes import get_recipe
+from wmse.methods import OBJECTIVES
+from wmse.recipes import RECIPES, get_recipe
 from wmse.views import make_views
-from wmse.whitening import SingularCovarianceError, whiten
+from wmse.whitening import WHITENING, SingularCovarianceError, whiten
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
@@ -83,13 +84,14 @@ def test_a_training_step_makes_the_host_wait_for_nothing(request, noise):
     recipe = replace(get_recipe("cifar10/w-mse-2"), batch_size=256)
     images = training.load("cifar10", "train", device="cuda")
     run = runs.start_run(recipe, len(images), torch.device("cuda"))
-    batch = replace(images, images=images.images[:256], labels=images.labels[:256])
-    networks = (run.encoder.train(), run.projector.train())
+    order = torch.arange(len(images), device="cuda").repeat(2)
+    batches = view_batches(images, order, 2, 256, recipe.views, run.generators["views"])
+    learner = steps.wrapped(run)
     for _ in range(3):
-        training.train_step(run, networks, batch)
+        steps.train_step(run, learner, *next(batches))
     request.getfixturevalue("synchronisation_is_an_error")
     for _ in range(3):
-        training.train_step(run, networks, batch)
+        steps.train_step(run, learner, *next(batches))
 
 
 def test_a_recipe_trains_resumes_and_is_evaluated(noise, tmp_path):
@@ -99,3 +101,23 @@ def test_a_recipe_trains_resumes_and_is_evaluated(noise, tmp_path):
     native = torch.cuda.get_device_capability()[0] >= 8
     assert record["precision"] == ("bfloat16" if native else "float16")
     training.train("cifar10/w-mse-2", tmp_path / "run", recipe, device="cuda", resume=True)
+
+
+@pytest.mark.parametrize("method", WHITENING)
+def test_every_whitening_agrees_with_the_cpu(method):
+    x = embeddings().unflatten(1, (4, 128))
+    torch.testing.assert_close(whiten(x.cuda(), method).cpu(), whiten(x, method), rtol=1e-3, atol=1e-3)
+    deferred.settle()
+
+
+@pytest.mark.parametrize("method", OBJECTIVES)
+def test_every_method_takes_steps(method):
+    recipe = next(recipe for name, recipe in RECIPES.items() if recipe.method == method and "digits" in name)
+    run = runs.start_run(recipe, 2048, torch.device("cuda"))
+    learner = steps.wrapped(run)
+    views = torch.randn(recipe.positives, recipe.batch_size, 3, 32, 32, device="cuda")
+    labels = torch.randint(0, 10, (recipe.batch_size,), device="cuda")
+    for _ in range(3):
+        loss, _ = steps.train_step(run, learner, views, labels)
+    deferred.settle()
+    assert bool(loss.isfinite())

@@ -4,7 +4,16 @@ import pytest
 import torch
 from torch import nn
 
-from wmse.networks import ENCODERS, build_encoder, build_projector, embed
+from wmse.networks import (
+    ENCODERS,
+    Learner,
+    build_encoder,
+    build_learner,
+    build_projector,
+    embed,
+    target_momentum,
+)
+from wmse.recipes import get_recipe
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -24,13 +33,53 @@ def test_resnet18_has_the_stem_for_32_pixels():
 
 
 def test_an_unknown_encoder_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match="resnet7.*resnet18.*small"):
+    with pytest.raises(ValueError, match="resnet7.*resnet18.*small.*pixels"):
         build_encoder("resnet7")
+    with pytest.raises(ValueError, match="48px.*32px, 64px, 224px"):
+        build_encoder("resnet18", stem="48px")
+    with pytest.raises(ValueError, match="width.*0"):
+        build_encoder("resnet18", width=0)
+
+
+@pytest.mark.parametrize("stem, side, first", [("32px", 32, 32), ("64px", 64, 32), ("224px", 224, 56)])
+@pytest.mark.parametrize("width", [16, 64])
+def test_stems_bring_images_of_each_size_to_the_first_stage(stem, side, first, width):
+    encoder = build_encoder("resnet18", stem, width).eval()
+    shapes = []
+    encoder.layer1.register_forward_pre_hook(lambda _module, inputs: shapes.append(tuple(inputs[0].shape)))
+    with torch.inference_mode():
+        assert encoder(torch.randn(1, 3, side, side)).shape == (1, 8 * width) == (1, encoder.out_features)
+    assert shapes == [(1, width, first, first)]
+
+
+def test_at_full_width_resnet18_is_torchvisions():
+    from torchvision.models import resnet18
+
+    torch.manual_seed(0)
+    ours = build_encoder("resnet18", "224px").state_dict()
+    torch.manual_seed(0)
+    theirs = resnet18().state_dict()
+    assert ours.keys() == theirs.keys() - {"fc.weight", "fc.bias"}
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_zero_init_residual_makes_each_block_pass_its_input_on():
+    encoder = build_encoder("resnet18", zero_init_residual=True)
+    assert not any(bool(block.bn2.weight.any()) for block in encoder.layer1)
+
+
+def test_pixels_are_the_image():
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(build_encoder("pixels")(images), images.flatten(1))
 
 
 def test_projector_is_the_official_codes():
     kinds = [type(layer) for layer in build_projector(512, 1024, 64)]
     assert kinds == [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear]
+    plain = [type(layer) for layer in build_projector(512, 1024, 64, batchnorm=False)]
+    assert plain == [nn.Linear, nn.ReLU, nn.Linear]
+    ending = build_projector(512, 1024, 64, output_batchnorm=True)[-1]
+    assert isinstance(ending, nn.BatchNorm1d) and ending.affine and ending.num_features == 64
 
 
 def test_batchnorm_sees_one_view_in_the_encoder_and_all_in_the_projector():
@@ -55,3 +104,63 @@ def test_embeddings_keep_the_order_of_views_and_images():
         whole = embed(encoder, projector, views)
         single = projector(encoder(views[1, 3:4]))
     torch.testing.assert_close(whole[1, 3:4], single, atol=1e-5, rtol=1e-4)
+
+
+# --- BYOL's networks ------------------------------------------------------------------------------
+
+
+def byol():
+    torch.manual_seed(0)
+    return build_learner(get_recipe("digits/byol"), classes=10)
+
+
+def test_byols_projector_and_predictor_see_one_view_at_a_time():
+    learner, seen = byol(), []
+    networks = [learner.projector, learner.predictor, learner.target[1]]
+    for network in networks:
+        network[1].register_forward_pre_hook(lambda _module, inputs: seen.append(len(inputs[0])))
+    outputs = learner([torch.randn(6, 3, 32, 32) for _ in range(3)])
+    assert seen == [6] * 9
+    assert [tensor.shape for tensor in outputs] == [(3, 6, 32)] * 3
+
+
+def test_the_target_starts_as_a_copy_gets_no_gradient_and_follows():
+    learner = byol().train()
+    views = [torch.randn(6, 3, 32, 32) for _ in range(2)]
+    outputs = learner(views)
+    torch.testing.assert_close(outputs.targets, outputs.embeddings)  # the same networks so far
+    assert not outputs.targets.requires_grad
+    assert not any(parameter.requires_grad for parameter in learner.target.parameters())
+
+    before = [parameter.clone() for parameter in learner.target.parameters()]
+    online = [*learner.encoder.parameters(), *learner.projector.parameters()]
+    with torch.no_grad():
+        for parameter in online:
+            parameter.add_(1.0)
+    learner.follow(0.9)
+    for old, new, source in zip(before, learner.target.parameters(), online, strict=True):
+        torch.testing.assert_close(new, 0.9 * old + 0.1 * source)
+
+
+def test_the_targets_batchnorm_keeps_statistics_of_its_own():
+    learner = byol().train()
+    learner([torch.randn(6, 3, 32, 32) + 5 for _ in range(2)])
+    own, followed = learner.target[0][1], learner.encoder[1]
+    assert own.training and int(own.num_batches_tracked) == 2
+    with torch.no_grad():
+        followed.running_mean.fill_(7.0)
+    learner.follow(0.0)
+    assert float(own.running_mean.max()) < 7
+
+
+def test_target_momentum_rises_along_a_cosine():
+    assert target_momentum(0.99, 0.0) == pytest.approx(0.99)
+    assert target_momentum(0.99, 0.5) == pytest.approx(0.995)
+    assert target_momentum(0.99, 1.0) == pytest.approx(1.0)
+
+
+def test_other_methods_have_no_predictor_and_supervision_a_classifier():
+    assert build_learner(get_recipe("digits/w-mse-2"), 10).target is None
+    learner = build_learner(get_recipe("digits/supervised"), 7)
+    assert isinstance(learner, Learner) and isinstance(learner.projector, nn.Linear)
+    assert learner([torch.randn(2, 3, 32, 32)]).embeddings.shape == (1, 2, 7)

@@ -8,13 +8,21 @@ from wmse.training import check_recipe
 
 
 def test_the_recipes_of_this_book_are_there():
-    assert set(RECIPES) >= {
-        "digits/w-mse-2",
-        "digits/w-mse-4",
-        "digits/mse",
-        "cifar10/w-mse-2",
-        "cifar10/w-mse-4",
-    }
+    methods = [
+        "simclr",
+        "byol",
+        "w-mse-2",
+        "w-mse-4",
+        "barlow-twins",
+        "vicreg",
+        "cw-rgp-2",
+        "cw-rgp-4",
+        "supervised",
+    ]
+    rungs = ["cifar10", "cifar100", "stl10", "tiny-imagenet", "cifar10-200", "cifar10-cpu", "digits"]
+    wanted = {f"{rung}/{method}" for rung in rungs for method in methods}
+    floors = {f"{rung}/{floor}" for rung in rungs for floor in ("mse", "random-encoder", "raw-pixels")}
+    assert set(RECIPES) >= wanted | floors | {"digits/intl", "imagenet100/w-mse-2", "imagenet100/w-mse-4"}
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -49,3 +57,60 @@ def test_cifar10_is_the_papers_protocol():
 def test_the_collapse_baseline_differs_in_the_loss_only():
     whitened, plain = vars(get_recipe("digits/w-mse-2")), vars(get_recipe("digits/mse"))
     assert {key for key in whitened if whitened[key] != plain[key]} == {"method"}
+
+
+def test_every_data_set_has_the_papers_protocol():
+    protocol = {  # epochs, learning rate, k, slice, w_iter of W-MSE 2, size of views, stem
+        "cifar10": (1000, 3e-3, 64, 128, 1, None, "32px"),
+        "cifar100": (1000, 3e-3, 64, 128, 1, None, "32px"),
+        "stl10": (2000, 2e-3, 128, 256, 4, 64, "64px"),
+        "tiny-imagenet": (1000, 2e-3, 128, 256, 4, None, "64px"),
+        "imagenet100": (240, 2e-3, 128, 256, 1, 224, "224px"),
+    }
+    for dataset, expected in protocol.items():
+        two, four = (get_recipe(f"{dataset}/w-mse-{d}") for d in (2, 4))
+        assert (two.positives, two.batch_size, four.positives, four.batch_size) == (2, 512, 4, 256)
+        assert four.iterations == 1
+        found = (two.epochs, two.learning_rate, two.embedding_dim, two.slice_size, two.iterations)
+        assert (*found, two.views.size, two.stem) == expected
+        assert two.dataset == four.dataset == dataset
+
+
+def test_imagenet100_has_views_of_its_own():
+    views = get_recipe("imagenet100/w-mse-4").views
+    assert (views.brightness, views.contrast, views.saturation, views.hue) == (0.8, 0.8, 0.8, 0.2)
+    assert (views.grayscale_probability, views.crop_scale) == (0.2, (0.08, 1.0))
+    assert (views.blur_probability, views.blur_radius) == (0.5, (0.1, 2.0))
+
+
+def test_the_rivals_have_their_protocol():
+    simclr, byol = get_recipe("cifar10/simclr"), get_recipe("stl10/byol")
+    assert (simclr.temperature, simclr.output_batchnorm, simclr.batch_size) == (0.5, True, 512)
+    assert (byol.target_momentum, byol.embedding_dim, byol.epochs) == (0.99, 128, 2000)
+    barlow, vicreg = get_recipe("cifar10/barlow-twins"), get_recipe("cifar10/vicreg")
+    assert barlow.redundancy_weight == 0.008
+    assert vicreg.vicreg_weights == (25, 50, 1), "25, 25, 1, with the variance terms added up"
+    sizes = {  # batch, w_iter, k, slice, groups
+        "cifar10/cw-rgp-2": (256, 4, 512, 64, 4),
+        "cifar100/cw-rgp-2": (512, 1, 512, 64, 4),
+        "stl10/cw-rgp-2": (512, 1, 512, 64, 4),
+        "cifar10/cw-rgp-4": (256, 1, 512, 64, 4),
+        "tiny-imagenet/cw-rgp-4": (256, 1, 1024, 128, 2),
+    }
+    for name, expected in sizes.items():
+        r = get_recipe(name)
+        assert (r.batch_size, r.iterations, r.embedding_dim, r.slice_size, r.groups) == expected
+        assert r.zero_init_residual and r.whitening == "zca"
+    assert get_recipe("tiny-imagenet/cw-rgp-2").projector_width == 2048
+
+
+def test_rungs_change_the_budget_only():
+    for rung, fields in {
+        "cifar10-200": {"epochs"},
+        "cifar10-cpu": {"epochs", "width", "warmup_steps", "lr_drops"},
+    }.items():
+        for method in ("w-mse-2", "byol", "cw-rgp-4"):
+            low, high = vars(get_recipe(f"{rung}/{method}")), vars(get_recipe(f"cifar10/{method}"))
+            assert {key for key in low if low[key] != high[key]} == fields
+    slim = get_recipe("cifar10-cpu/w-mse-2")
+    assert (slim.epochs, slim.width) == (20, 16) and all(0 < drop < 20 for drop in slim.lr_drops)

@@ -62,7 +62,7 @@ def stop_after(monkeypatch, step, error):
 def test_a_run_leaves_a_record_a_row_an_epoch_and_its_networks(alone):
     record = records.read_record(alone)
     assert record["status"] == "finished" and record["steps"] == 9 and record["limit"] == 200
-    assert record["images"] == {"train": 200, "test": 200} and record["precision"] == "float32"
+    assert record["images"] == {"train": 200, "probe": 200, "test": 200} and record["precision"] == "float32"
     assert record["peak_memory_mb"] > 0 and record["curve"] == records.read_metrics(alone)
     assert [row["epoch"] for row in record["curve"]] == [1, 2, 3]
     names = {"record.json", "metrics.csv", "encoder.safetensors", "projector.safetensors"}
@@ -189,7 +189,7 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(method, tmp
     record = records.read_record(tmp_path / "run")
     assert record["status"] == "failed" and "DivergenceError" in record["error"]
     state = runs.load_checkpoint(tmp_path / "run")
-    assert state is None or all(tensor.isfinite().all() for tensor in state["encoder"].values())
+    assert state is None or all(tensor.isfinite().all() for tensor in state["learner"].values())
 
 
 def test_a_checkpoint_is_never_made_of_weights_that_are_not_finite(tmp_path):
@@ -227,7 +227,7 @@ def test_the_schedule_is_torchs_multistep_with_a_warmup(epochs):
         ({"slice_size": 8}, "slice_size = 8"),
         ({"slice_size": 48}, "not a multiple of slice_size = 48"),
         ({"positives": 1}, "d = 1"),
-        ({"method": "byol"}, "'byol'.*w-mse"),
+        ({"method": "dino"}, "'dino'.*w-mse"),
         ({"whitening": "lu"}, "'lu'.*cholesky"),
         ({"precision": "int8"}, "'int8'.*float32"),
         ({"epochs": 0}, "epochs"),

@@ -1,33 +1,68 @@
-"""Encoder and projector: images -> features (evaluated) -> embeddings (trained on)."""
+"""Encoder and projector, images -> features (evaluated) -> embeddings (trained on), and what BYOL adds."""
 
+import copy
+import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from wmse.recipes import Recipe
 
 
-def build_encoder(name: str) -> nn.Module:
+def build_encoder(
+    name: str, stem: str = "32px", width: int = 64, zero_init_residual: bool = False
+) -> nn.Module:
     """An encoder by name; its `out_features` says how many features an image gets.
 
-    "resnet18": torchvision's, with the stem that the paper uses for 32-pixel images: a 3x3 convolution of
-    stride 1 in place of the 7x7, and no max-pooling. 512 features. "small": three convolutions and a linear
-    layer for `digits`, which two CPU cores train in a minute. 256 features.
+    "resnet18": torchvision's, 8 * `width` features, with a stem for the size of the images. "small": three
+    convolutions and a linear layer for `digits`, which two CPU cores train in a minute; 256 features.
+    "pixels": the normalised image itself, 3,072 features of 32 x 32 pixels; the floor to beat.
+
+    Args:
+        stem: of resnet18, the paper's. "32px" (CIFAR): a 3x3 convolution of stride 1 in place of the 7x7, no
+            max-pooling; "64px" (STL-10, Tiny ImageNet): the same with it; "224px": torchvision's own.
+        width: channels of resnet18's first stage, 64 in the paper.
+        zero_init_residual: start resnet18's residual branches at zero.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name or stem, or a width below 1.
     """
     if name not in ENCODERS:
         raise ValueError(f"unknown encoder {name!r}; there are: {', '.join(ENCODERS)}")
-    return ENCODERS[name]()
+    if name == "resnet18":
+        return _resnet18(stem, width, zero_init_residual)
+    return _small() if name == "small" else _pixels()
 
 
-def _resnet18() -> nn.Module:
-    from torchvision.models import resnet18
+def _resnet18(stem: str, width: int, zero_init_residual: bool) -> nn.Module:
+    from torchvision.models.resnet import BasicBlock, ResNet
 
-    network = resnet18()
-    network.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
-    network.maxpool = nn.Identity()
-    network.out_features = network.fc.in_features
+    if stem not in STEMS:
+        raise ValueError(f"unknown stem {stem!r}; there are: {', '.join(STEMS)}")
+    if width < 1:
+        raise ValueError(f"width must be at least 1 channel; got {width}")
+
+    class Slim(ResNet):
+        """torchvision's ResNet with all numbers of channels times width / 64."""
+
+        def _make_layer(self, block, planes, *arguments, **options):
+            if planes == 64:  # the first stage: what the stem puts out
+                self.inplanes = width
+            return super()._make_layer(block, planes * width // 64, *arguments, **options)
+
+    network = Slim(BasicBlock, [2, 2, 2, 2], zero_init_residual=zero_init_residual)
+    if stem != "224px":
+        network.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=1, padding=1, bias=False)
+    elif width != 64:
+        network.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
+    if width != 64:
+        network.bn1 = nn.BatchNorm2d(width)
+    if stem == "32px":
+        network.maxpool = nn.Identity()
+    network.out_features = network.layer4[-1].conv2.out_channels
     network.fc = nn.Identity()
     return network
 
@@ -45,21 +80,108 @@ def _small() -> nn.Module:
     return network
 
 
-ENCODERS = {"resnet18": _resnet18, "small": _small}
+def _pixels() -> nn.Module:
+    network = nn.Sequential(nn.Flatten())
+    network.out_features = 3 * 32 * 32
+    return network
 
 
-def build_projector(inputs: int, width: int, outputs: int) -> nn.Sequential:
-    """Linear, BatchNorm, ReLU, Linear, as in the official code (there 512, 1024, 64 on CIFAR-10)."""
+ENCODERS = ("resnet18", "small", "pixels")
+STEMS = ("32px", "64px", "224px")
+
+
+def build_projector(
+    inputs: int, width: int, outputs: int, batchnorm: bool = True, output_batchnorm: bool = False
+) -> nn.Sequential:
+    """Linear, BatchNorm, ReLU, Linear, as in the official code (there 512, 1024, 64 on CIFAR-10).
+
+    Without `batchnorm` the hidden layer has none; `output_batchnorm` adds an affine one at the end (SimCLR).
+    BYOL's predictor has the same form.
+    """
+    hidden = [nn.BatchNorm1d(width)] if batchnorm else []
+    end = [nn.BatchNorm1d(outputs)] if output_batchnorm else []
     return nn.Sequential(
-        nn.Linear(inputs, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True), nn.Linear(width, outputs)
+        nn.Linear(inputs, width), *hidden, nn.ReLU(inplace=True), nn.Linear(width, outputs), *end
     )
 
 
-def embed(encoder: nn.Module, projector: nn.Module, views: Iterable[Tensor]) -> Tensor:
+def embed(
+    encoder: nn.Module, projector: nn.Module, views: Iterable[Tensor], one_view_at_a_time: bool = False
+) -> Tensor:
     """Embeddings (d, n, k) of d views, each (n, 3, h, w).
 
     What BatchNorm sees changes results, so it is as in the official code: the encoder takes one view at a
-    time (its running statistics move d times a step), the projector all views together.
+    time (its running statistics move d times a step), the projector all views together, or
+    `one_view_at_a_time` too, as in BYOL.
     """
     features = [encoder(view) for view in views]
+    if one_view_at_a_time:
+        return torch.stack([projector(rows) for rows in features])
     return projector(torch.cat(features)).unflatten(0, (len(features), -1))
+
+
+class Outputs(NamedTuple):
+    """What the networks make of d views of n images."""
+
+    embeddings: Tensor  # (d, n, k); for supervised training class scores, k classes
+    predictions: Tensor | None = None  # (d, n, k), BYOL's
+    targets: Tensor | None = None  # (d, n, k), BYOL's, without a gradient
+
+
+class Learner(nn.Module):
+    """All networks of a run as one module, so that they are compiled, or spread over processes, as one.
+
+    encoder and projector always; BYOL also has a predictor, and a target: a second encoder and projector
+    whose parameters follow the first two's (`follow`) and whose BatchNorm stays in training mode, with
+    statistics of its own, as in the official code.
+    """
+
+    def __init__(self, encoder: nn.Module, projector: nn.Module, predictor: nn.Module | None = None):
+        super().__init__()
+        self.encoder, self.projector, self.predictor = encoder, projector, predictor
+        self.target = None
+        if predictor is not None:
+            target = nn.ModuleList([copy.deepcopy(encoder), copy.deepcopy(projector)])
+            self.target = target.requires_grad_(False)
+
+    def forward(self, views: list[Tensor]) -> Outputs:
+        """Outputs for d views, each (n, 3, h, w)."""
+        if self.predictor is None:
+            return Outputs(embed(self.encoder, self.projector, views))
+        embeddings = embed(self.encoder, self.projector, views, one_view_at_a_time=True)
+        predictions = torch.stack([self.predictor(rows) for rows in embeddings])
+        with torch.no_grad():
+            targets = embed(*self.target, views, one_view_at_a_time=True)
+        return Outputs(embeddings, predictions, targets)
+
+    @torch.no_grad()
+    def follow(self, momentum: float) -> None:
+        """Move the target's parameters: momentum * target + (1 - momentum) * online. Buffers stay apart."""
+        online = [*self.encoder.parameters(), *self.projector.parameters()]
+        get_ema_multi_avg_fn(momentum)(list(self.target.parameters()), online, None)
+
+
+def target_momentum(first: float, progress: float) -> float:
+    """BYOL's momentum at a share `progress` of the training, rising from `first` to 1 along a cosine.
+
+    The official code takes progress = epoch / epochs, so it rises in steps (Grill et al., 2020, Sec. 3.2).
+    """
+    return 1 - (1 - first) * (math.cos(math.pi * progress) + 1) / 2
+
+
+def build_learner(recipe: Recipe, classes: int) -> Learner:
+    """The networks of a recipe, fresh.
+
+    For supervised training the projector is a linear classifier; pixels are their own embedding.
+    """
+    encoder = build_encoder(recipe.encoder, recipe.stem, recipe.width, recipe.zero_init_residual)
+    if recipe.method == "supervised":
+        return Learner(encoder, nn.Linear(encoder.out_features, classes))
+    if recipe.encoder == "pixels":
+        return Learner(encoder, nn.Identity())
+    width, k = recipe.projector_width, recipe.embedding_dim
+    projector = build_projector(
+        encoder.out_features, width, k, recipe.projector_batchnorm, recipe.output_batchnorm
+    )
+    predictor = build_projector(k, width, k) if recipe.method == "byol" else None
+    return Learner(encoder, projector, predictor)

@@ -1,4 +1,8 @@
-"""Recipes: every run of the book is a named set of choices, "cifar10/w-mse-4"."""
+"""Recipes: every run of the book is a named set of choices, "cifar10/w-mse-4".
+
+`Recipe` holds the choices. Below it they are made: what a method changes, then what a data set changes, then
+what a rung of the budget ladder changes (1000 epochs as in the paper, 200, or 20 of a slim network on a CPU).
+"""
 
 from dataclasses import dataclass, field, replace
 
@@ -10,15 +14,26 @@ class Recipe:
     """All that decides what a run learns. The defaults are the paper's for W-MSE 2 on CIFAR-10."""
 
     dataset: str = "cifar10"
-    """Image set to train on: digits or cifar10."""
+    """Image set to train on: digits, cifar10, cifar100, stl10, tiny-imagenet or imagenet100."""
     method: str = "w-mse"
-    """Loss: w-mse, or mse (the same without whitening, which collapses)."""
+    """w-mse, mse (the same without whitening, which collapses), simclr, byol, barlow-twins, vicreg, cw-rgp,
+    intl, supervised, or none (nothing is trained: a floor)."""
     positives: int = 2
     """Views of each image in a batch, d."""
     encoder: str = "resnet18"
-    """Encoder: resnet18 (32-pixel stem) or small."""
+    """Encoder: resnet18, small (for digits) or pixels (the image itself, for a floor)."""
+    stem: str = "32px"
+    """First layers of resnet18: 32px (3x3, stride 1, no pooling), 64px (with max-pooling) or 224px (7x7)."""
+    width: int = 64
+    """Channels of resnet18's first stage; later stages have 2, 4 and 8 times as many."""
+    zero_init_residual: bool = False
+    """Start each residual branch of resnet18 at zero."""
     projector_width: int = 1024
-    """Units in the projector's hidden layer."""
+    """Units in the hidden layer of the projector, and of BYOL's predictor."""
+    projector_batchnorm: bool = True
+    """BatchNorm in that hidden layer."""
+    output_batchnorm: bool = False
+    """An affine BatchNorm after the projector."""
     embedding_dim: int = 64
     """Dimensions of an embedding, k."""
     slice_size: int = 128
@@ -26,15 +41,29 @@ class Recipe:
     iterations: int = 1
     """Random permutations into slices to average the loss over (w_iter of the official code)."""
     normalize: bool = True
-    """Compare whitened embeddings by cosine; otherwise by Euclidean distance."""
+    """Compare embeddings by cosine; otherwise by Euclidean distance."""
     whitening: str = "cholesky"
-    """Whitening method: cholesky or qr."""
+    """Whitening method: cholesky, qr, zca, pca or newton-schulz."""
     whitening_eps: float = 0.0
     """Shrinkage of the covariance towards the identity, 0 to 1."""
+    whitening_iterations: int = 15
+    """Steps of newton-schulz, and of INTL's."""
+    groups: int = 4
+    """CW-RGP: random groups of channels; a group must hold more channels than a slice holds images."""
+    temperature: float = 0.5
+    """SimCLR's temperature."""
+    target_momentum: float = 0.99
+    """BYOL: the target's momentum in the first epoch; it rises to 1 along a cosine."""
+    redundancy_weight: float = 0.008
+    """Barlow Twins: weight of the correlations off the diagonal."""
+    vicreg_weights: tuple[float, float, float] = (25.0, 25.0, 1.0)
+    """VICReg: weights of invariance, variance and covariance."""
+    trace_weight: float = 0.05
+    """INTL: weight of the trace loss."""
     views: ViewSettings = field(default_factory=ViewSettings)
     """What views are drawn from."""
     batch_size: int = 512
-    """Images in a batch, n; an incomplete last batch is dropped."""
+    """Images in a batch of all processes together, n; an incomplete last batch is dropped."""
     epochs: int = 1000
     """Passes over the training images."""
     learning_rate: float = 3e-3
@@ -51,32 +80,112 @@ class Recipe:
     """auto (bfloat16 where native, float16 on older GPUs, else float32), float32, bfloat16 or float16."""
     compile: bool = False
     """Compile the networks with torch.compile."""
+    sync_batchnorm: bool = False
+    """On several GPUs: let BatchNorm see the batches of all of them."""
     seed: int = 0
     """Seed of the weights, the batches, the views and the slices."""
 
 
-# A handwritten digit has a right way round, so its views are not flipped; a fifth of it is no digit, so crops
-# keep more; and its colour says nothing, so views often lose it and take any hue.
-_digits = Recipe(
-    dataset="digits",
-    encoder="small",
-    projector_width=256,
-    embedding_dim=32,
-    slice_size=64,
-    batch_size=128,
-    epochs=64,
-    warmup_steps=50,
-    lr_drops=(16, 6),
-    views=ViewSettings(hue=0.5, grayscale_probability=0.5, crop_scale=(0.4, 1.0), flip_probability=0.0),
-)
-
-RECIPES = {
-    "digits/w-mse-2": _digits,
-    "digits/w-mse-4": replace(_digits, positives=4, batch_size=64),
-    "digits/mse": replace(_digits, method="mse"),
-    "cifar10/w-mse-2": Recipe(),
-    "cifar10/w-mse-4": Recipe(positives=4, batch_size=256),
+# What a method changes in the paper's protocol, on any data set.
+_CW_RGP = {"method": "cw-rgp", "whitening": "zca", "embedding_dim": 512, "slice_size": 64}
+_CW_RGP |= {"groups": 4, "zero_init_residual": True}
+_FOUR = {"positives": 4, "batch_size": 256}
+METHODS: dict[str, dict] = {
+    "w-mse-2": {},
+    "w-mse-4": _FOUR,
+    "mse": {"method": "mse"},
+    "simclr": {"method": "simclr", "output_batchnorm": True},
+    "byol": {"method": "byol"},
+    "barlow-twins": {"method": "barlow-twins"},
+    # CW-RGP's comparison, whose figures we quote, left out the original's division of the variance by 2.
+    "vicreg": {"method": "vicreg", "vicreg_weights": (25.0, 50.0, 1.0)},
+    "cw-rgp-2": _CW_RGP,
+    "cw-rgp-4": _CW_RGP | _FOUR,
+    "intl": {"method": "intl", "whitening_iterations": 4},
+    "supervised": {"method": "supervised"},
+    "random-encoder": {"method": "none", "epochs": 0},
+    "raw-pixels": {"method": "none", "epochs": 0, "encoder": "pixels"},
 }
+
+TABLE_1 = ("simclr", "byol", "w-mse-2", "w-mse-4")
+COMPARED = (*TABLE_1, "barlow-twins", "vicreg", "cw-rgp-2", "cw-rgp-4", "supervised")
+FLOORS = ("random-encoder", "raw-pixels")
+
+# What a data set changes. Only the losses that whiten with batches of slices read slice_size and iterations.
+_SIXTY_FOUR = Recipe(learning_rate=2e-3, embedding_dim=128, slice_size=256, stem="64px")
+DATASETS = {
+    "cifar10": Recipe(dataset="cifar10"),
+    "cifar100": Recipe(dataset="cifar100"),
+    "stl10": replace(_SIXTY_FOUR, dataset="stl10", epochs=2000, views=ViewSettings(size=64)),
+    "tiny-imagenet": replace(_SIXTY_FOUR, dataset="tiny-imagenet"),
+    "imagenet100": replace(
+        _SIXTY_FOUR,
+        dataset="imagenet100",
+        stem="224px",
+        epochs=240,
+        views=ViewSettings(
+            brightness=0.8,
+            contrast=0.8,
+            saturation=0.8,
+            hue=0.2,
+            grayscale_probability=0.2,
+            crop_scale=(0.08, 1.0),
+            blur_probability=0.5,
+            size=224,
+        ),
+    ),
+    # A handwritten digit has a right way round, so its views are not flipped; a fifth of it is no digit, so
+    # crops keep more; and its colour says nothing, so views often lose it and take any hue.
+    "digits": Recipe(
+        dataset="digits",
+        encoder="small",
+        projector_width=256,
+        embedding_dim=32,
+        slice_size=64,
+        batch_size=128,
+        epochs=64,
+        warmup_steps=50,
+        lr_drops=(16, 6),
+        views=ViewSettings(hue=0.5, grayscale_probability=0.5, crop_scale=(0.4, 1.0), flip_probability=0.0),
+    ),
+}
+
+# Where a data set and a method meet.
+_TINY_CW = {"embedding_dim": 1024, "projector_width": 2048, "slice_size": 128, "groups": 2}
+_DIGITS_CW = {"embedding_dim": 128, "slice_size": 32, "groups": 2}
+MEETINGS: dict[tuple[str, str], dict] = {
+    ("stl10", "w-mse-2"): {"iterations": 4},
+    ("tiny-imagenet", "w-mse-2"): {"iterations": 4},
+    ("cifar10", "cw-rgp-2"): {"iterations": 4, "batch_size": 256},
+    ("tiny-imagenet", "cw-rgp-2"): _TINY_CW,
+    ("tiny-imagenet", "cw-rgp-4"): _TINY_CW,
+    ("digits", "cw-rgp-2"): _DIGITS_CW,
+    ("digits", "cw-rgp-4"): _DIGITS_CW | {"batch_size": 64},
+    ("digits", "w-mse-4"): {"batch_size": 64},
+    ("digits", "intl"): {"embedding_dim": 256},
+}
+
+# Rungs of the budget ladder below the paper's 1000 epochs, on CIFAR-10.
+RUNGS = {
+    "cifar10-200": {"epochs": 200},
+    "cifar10-cpu": {"epochs": 20, "width": 16, "warmup_steps": 200, "lr_drops": (4, 2)},
+}
+
+
+def _recipe(dataset: str, method: str, rung: str = "") -> Recipe:
+    changes = RUNGS.get(rung, {}) | METHODS[method] | MEETINGS.get((dataset, method), {})
+    return replace(DATASETS[dataset], **changes)
+
+
+_ROWS = (*COMPARED, "mse", *FLOORS)
+RECIPES = {f"digits/{method}": _recipe("digits", method) for method in METHODS}
+RECIPES |= {
+    f"{dataset}/{method}": _recipe(dataset, method)
+    for dataset in ("cifar10", "cifar100", "stl10", "tiny-imagenet")
+    for method in _ROWS
+}
+RECIPES |= {f"imagenet100/{method}": _recipe("imagenet100", method) for method in ("w-mse-2", "w-mse-4")}
+RECIPES |= {f"{rung}/{method}": _recipe("cifar10", method, rung) for rung in RUNGS for method in _ROWS}
 
 
 def get_recipe(name: str) -> Recipe:

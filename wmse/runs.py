@@ -9,13 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from wmse.networks import build_encoder, build_projector
+from wmse import distributed
+from wmse.networks import Learner, build_learner
 from wmse.precision import resolve_precision
 from wmse.recipes import Recipe
 
 CHECKPOINTS = ("checkpoint.pt", "checkpoint.previous.pt")  # newest first
-STATEFUL = ("encoder", "projector", "optimizer", "scaler")
-PLAIN = ("order", "loss_sum", "step", "seconds", "epoch_seconds")
+STATEFUL = ("learner", "optimizer", "scaler")
+PLAIN = ("order", "step", "seconds", "epoch_seconds")
 
 
 @dataclass
@@ -24,8 +25,7 @@ class Run:
 
     recipe: Recipe
     dtype: torch.dtype  # of autocast; float32 is none
-    encoder: nn.Module
-    projector: nn.Module
+    learner: Learner
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     generators: dict[str, torch.Generator]  # of the batches (on the CPU), the views and the slices
@@ -42,47 +42,71 @@ class Run:
         plain = self.dtype == torch.float32 and self.loss_sum.is_cuda
         return torch.contiguous_format if plain else torch.channels_last
 
-    def parameters(self) -> list[nn.Parameter]:
-        return [*self.encoder.parameters(), *self.projector.parameters()]
+    @property
+    def encoder(self) -> nn.Module:
+        return self.learner.encoder
+
+    @property
+    def projector(self) -> nn.Module:
+        return self.learner.projector
 
     def state_dict(self) -> dict[str, Any]:
+        """All of it, with what is each process's own; all processes must ask at once."""
         state = {name: getattr(self, name).state_dict() for name in STATEFUL}
-        state["generators"] = {name: generator.get_state() for name, generator in self.generators.items()}
+        own = {name: generator.get_state() for name, generator in self.generators.items()}
+        state["own"] = distributed.from_all(own | {"loss_sum": self.loss_sum.cpu()})
         return state | {name: getattr(self, name) for name in PLAIN}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises ValueError where another number of processes wrote the state."""
+        processes = len(state["own"])
+        if processes != distributed.size():
+            raise ValueError(
+                f"the checkpoint was written by {processes} process(es), and now there are "
+                f"{distributed.size()}: resume with as many as before, or start again in another folder"
+            )
         for name in STATEFUL:
             getattr(self, name).load_state_dict(state[name])
+        own = state["own"][distributed.rank()]
         for name, generator in self.generators.items():
-            generator.set_state(state["generators"][name])
+            generator.set_state(own[name])
+        self.loss_sum = own["loss_sum"].to(self.loss_sum.device)
         for name in PLAIN:
             value = state[name]
             setattr(self, name, value.to(self.loss_sum.device) if isinstance(value, Tensor) else value)
 
 
-def start_run(recipe: Recipe, images: int, device: torch.device) -> Run:
-    """A run before its first step, on so many images. Its first weights are the same on any device."""
+def start_run(recipe: Recipe, images: int, device: torch.device, classes: int = 10) -> Run:
+    """A run before its first step, on so many images. Its first weights are the same on any device.
+
+    Batches are drawn alike in all processes; views and slices are each process's own.
+    """
     dtype = resolve_precision(recipe.precision, device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        encoder, projector = build_networks(recipe)
-    encoder, projector = encoder.to(device), projector.to(device)
+        learner = build_learner(recipe, classes)
+    if recipe.sync_batchnorm and distributed.size() > 1:
+        learner = nn.SyncBatchNorm.convert_sync_batchnorm(learner)
+    learner = learner.to(device)
+    trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(
-        [*encoder.parameters(), *projector.parameters()],
+        trained or [torch.zeros(0)],  # raw pixels have none, and Adam wants some
         recipe.learning_rate,
         weight_decay=recipe.weight_decay,
         fused=device.type in ("cpu", "cuda"),
     )
     homes = {"batches": torch.device("cpu"), "views": device, "slices": device}
+    own = distributed.rank() << 32
     run = Run(
         recipe=recipe,
         dtype=dtype,
-        encoder=encoder,
-        projector=projector,
+        learner=learner,
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         generators={
-            name: torch.Generator(home).manual_seed(recipe.seed * len(homes) + index)
+            name: torch.Generator(home).manual_seed(
+                recipe.seed * len(homes) + index + (0 if name == "batches" else own)
+            )
             for index, (name, home) in enumerate(homes.items())
         },
         steps_per_epoch=images // recipe.batch_size,
@@ -90,13 +114,15 @@ def start_run(recipe: Recipe, images: int, device: torch.device) -> Run:
         loss_sum=torch.zeros((), device=device),
     )
     run.encoder.to(memory_format=run.memory_format)
+    if learner.target is not None:
+        learner.target.to(memory_format=run.memory_format)
     return run
 
 
-def build_networks(recipe: Recipe) -> tuple[nn.Module, nn.Module]:
+def build_networks(recipe: Recipe, classes: int = 10) -> tuple[nn.Module, nn.Module]:
     """The encoder and the projector of a recipe, fresh."""
-    encoder = build_encoder(recipe.encoder)
-    return encoder, build_projector(encoder.out_features, recipe.projector_width, recipe.embedding_dim)
+    learner = build_learner(recipe, classes)
+    return learner.encoder, learner.projector
 
 
 def save_networks(run: Run, folder: Path) -> None:
@@ -112,9 +138,11 @@ def load_networks(
     folder: str | Path, recipe: Recipe, device: torch.device | str = "cpu"
 ) -> tuple[nn.Module, nn.Module]:
     """The trained encoder and projector of a finished run, in eval mode."""
-    networks = build_networks(recipe)
-    for name, network in zip(("encoder", "projector"), networks, strict=True):
-        network.load_state_dict(load_file(Path(folder) / f"{name}.safetensors"))
+    tensors = [load_file(Path(folder) / f"{name}.safetensors") for name in ("encoder", "projector")]
+    classes = len(tensors[1]["weight"]) if recipe.method == "supervised" else 10
+    networks = build_networks(recipe, classes)
+    for network, state in zip(networks, tensors, strict=True):
+        network.load_state_dict(state)
     return tuple(network.to(device).eval() for network in networks)
 
 

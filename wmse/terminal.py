@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
+from wmse import distributed
 from wmse.runs import Run
 
 REPORT_SECONDS = 30.0  # between lines of progress where the output is no terminal
@@ -17,7 +18,13 @@ REPORT_SECONDS = 30.0  # between lines of progress where the output is no termin
 
 @contextmanager
 def progress(run: Run, total: int) -> Iterator[Callable[[Tensor], None]]:
-    """A function to call after each step: it shows loss, views/s and ETA as a bar, or in lines."""
+    """A function to call after each step: it shows loss, views/s and ETA as a bar, or in lines.
+
+    Of several processes the first shows them.
+    """
+    if distributed.rank():
+        yield lambda loss: None
+        return
     views = run.recipe.batch_size * run.recipe.positives
     first, began = run.step, time.monotonic()
     told = began
@@ -44,7 +51,10 @@ def progress(run: Run, total: int) -> Iterator[Callable[[Tensor], None]]:
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM add themselves to, so that a step can end; a second one acts at once."""
+    """A list that SIGINT and SIGTERM add themselves to, so that a step can end; a second one acts at once.
+
+    Not so in one of several processes: torchrun passes on what the terminal has sent them already.
+    """
     requests: list[int] = []
     if threading.current_thread() is not threading.main_thread():  # handlers can be set in the main one only
         yield requests
@@ -53,7 +63,8 @@ def stop_requests() -> Iterator[list[int]]:
 
     def note(number: int, _frame: Any) -> None:
         requests.append(number)
-        signal.signal(number, before[number])
+        if distributed.size() == 1:
+            signal.signal(number, before[number])
 
     for number in before:
         signal.signal(number, note)

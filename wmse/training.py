@@ -1,20 +1,19 @@
-"""The training loop: images -> views -> encoder -> projector -> embeddings -> loss, kept safe."""
+"""Runs from start to record: images -> views -> networks -> loss, kept safe, then evaluated."""
 
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from wmse import records
-from wmse.data import ImageSet, load
-from wmse.deferred import require, settle
-from wmse.evaluation import effective_rank, embedding_std, evaluate
-from wmse.losses import check_sizes, mse_loss, w_mse_loss
-from wmse.networks import embed
+from wmse import distributed, records
+from wmse.data import load, view_batches
+from wmse.deferred import settle
+from wmse.evaluation import effective_rank, embedding_std, evaluate, features, project
+from wmse.methods import WHOLE_BATCH, check_method
 from wmse.precision import resolve_precision
 from wmse.recipes import Recipe, get_recipe
 from wmse.runs import (
@@ -26,29 +25,13 @@ from wmse.runs import (
     save_networks,
     start_run,
 )
+from wmse.spectra import spectra
+from wmse.steps import DivergenceError as DivergenceError
+from wmse.steps import diverged, learning_rate, train_step, wrapped
 from wmse.terminal import progress, stop_requests
-from wmse.views import make_views
 from wmse.whitening import WHITENING
 
 CHECKPOINT_SECONDS = 30.0
-
-# method -> the loss of embeddings (d, n, k), given the recipe and the generator of the slices
-OBJECTIVES: dict[str, Callable[[Tensor, Recipe, torch.Generator], Tensor]] = {
-    "mse": lambda embeddings, recipe, generator: mse_loss(embeddings, recipe.normalize),
-    "w-mse": lambda embeddings, recipe, generator: w_mse_loss(
-        embeddings,
-        recipe.slice_size,
-        recipe.iterations,
-        recipe.normalize,
-        recipe.whitening,
-        generator,
-        recipe.whitening_eps,
-    ),
-}
-
-
-class DivergenceError(ArithmeticError):
-    """The embeddings, the loss or the weights became NaN or infinite."""
 
 
 def train(
@@ -62,6 +45,8 @@ def train(
     command: str | None = None,
 ) -> Path:
     """Train and evaluate a recipe; everything lands in the folder `out`.
+
+    Started by torchrun, the processes share each batch, and the first of them evaluates and writes.
 
     Args:
         name: the recipe's name, "digits/w-mse-2".
@@ -86,44 +71,76 @@ def train(
             good checkpoint is kept.
         KeyboardInterrupt, SystemExit: on SIGINT or SIGTERM, after the step in hand and a checkpoint.
     """
-    recipe = recipe or get_recipe(name)
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    out = Path(out)
-    check_recipe(recipe, where)
-    if (out / "record.json").exists() and _finished(out, recipe, limit, resume):
-        print(f"{out} is finished already: nothing to do")
-        return out
-    images = load(recipe.dataset, "train", data, where, limit)
-    test = load(recipe.dataset, "test", data, where)
-    test = replace(test, images=test.images[:limit], labels=test.labels[:limit])
-    if len(images) < recipe.batch_size:
-        raise ValueError(
-            f"{len(images)} training images make no batch of {recipe.batch_size}: "
-            "take more images or a smaller batch_size"
-        )
-    run = start_run(recipe, len(images), where)
+    recipe, out = recipe or get_recipe(name), Path(out)
+    with distributed.joined(device) as where:
+        check_recipe(recipe, where)
+        if distributed.from_first(lambda: _finished(out, recipe, limit, resume)):
+            _say(f"{out} is finished already: nothing to do")
+            return out
+        with distributed.first_before_others():
+            sets = _load(recipe, data, where, limit)
+        if recipe.epochs and len(sets["train"]) < recipe.batch_size:
+            raise ValueError(
+                f"{len(sets['train'])} training images make no batch of {recipe.batch_size}: "
+                "take more images or a smaller batch_size"
+            )
+        run = start_run(recipe, len(sets["train"]), where, len(sets["train"].classes))
+        if resume:
+            state = distributed.from_first(lambda: load_checkpoint(out))
+            if state:
+                run.load_state_dict(state)
+            _say(
+                f"{out}: "
+                + (f"resuming after step {run.step}" if state else "no checkpoint: from the beginning")
+            )
+        first = distributed.rank() == 0
+        if not first:
+            _loop(run, sets["train"], out)
+            distributed.any_of(True)  # wait for the first to finish
+            return out
+        _train_and_record(name, run, sets, out, limit, command)
+        distributed.any_of(True)
+    return out
+
+
+def _load(recipe: Recipe, data: str | Path | None, device: torch.device, limit: int | None) -> dict[str, Any]:
+    """The sets to train on, to teach classifiers and to test them: "train", "probe" and "test"."""
+    sets = {split: load(recipe.dataset, split, data, device) for split in ("train", "probe", "test")}
+    if recipe.method == "supervised":
+        sets["train"] = sets["train"].labelled()
+    if limit is not None:
+        if not 0 < limit <= len(sets["train"]):
+            raise ValueError(
+                f"limit is {limit}, not within 1 to {len(sets['train'])}, the size of {recipe.dataset} train"
+            )
+        sets = {split: images.first(min(limit, len(images))) for split, images in sets.items()}
+    return sets
+
+
+def _train_and_record(
+    name: str, run: Run, sets: dict[str, Any], out: Path, limit: int | None, command: str | None
+) -> None:
+    """What the first process does, or the only one: the loop, the evaluation, and the record of both."""
+    recipe, device = run.recipe, run.loss_sum.device
     out.mkdir(parents=True, exist_ok=True)
-    if resume:
-        state = load_checkpoint(out)
-        if state:
-            run.load_state_dict(state)
-        print(
-            f"{out}: " + (f"resuming after step {run.step}" if state else "no checkpoint: from the beginning")
-        )
-    records.cut_metrics(out, run.step // run.steps_per_epoch)
-    record = records.start_record(name, recipe, where, command) | {
+    records.cut_metrics(out, run.step // run.steps_per_epoch if run.step else 0)
+    record = records.start_record(name, recipe, device, command) | {
         "precision": str(run.dtype).removeprefix("torch."),
+        "processes": distributed.size(),
         "limit": limit,
-        "images": {"train": len(images), "test": len(test)},
+        "images": {split: len(images) for split, images in sets.items()},
     }
     if run.step and (out / "record.json").exists():
         record["started"] = records.read_record(out)["started"]  # of the first sitting
     records.write_record(out, record)
     try:
-        _loop(run, images, out)
+        _loop(run, sets["train"], out)
         save_networks(run, out)
         trained = time.monotonic()
-        record["metrics"] = evaluate(run.encoder, run.projector, images, test, recipe)
+        record["metrics"] = evaluate(run.encoder, run.projector, sets["probe"], sets["test"], recipe)
+        if recipe.encoder != "pixels":  # thousands of dimensions that nobody plots
+            rows = features(run.encoder, sets["test"])
+            record["spectra"] = spectra(rows, project(run.projector, rows))
         record |= {"status": "finished", "wall_seconds": run.seconds + time.monotonic() - trained}
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
@@ -134,10 +151,9 @@ def train(
         views = run.step * recipe.batch_size * recipe.positives
         record |= {"finished": records.now(), "steps": run.step, "train_seconds": run.seconds}
         record |= {"views_per_second": views / run.seconds if run.seconds else None}
-        record |= {"peak_memory_mb": records.peak_memory_mb(where), "curve": records.read_metrics(out)}
+        record |= {"peak_memory_mb": records.peak_memory_mb(device), "curve": records.read_metrics(out)}
         records.write_record(out, record)
     remove_checkpoints(out)
-    return out
 
 
 def evaluate_run(
@@ -147,148 +163,134 @@ def evaluate_run(
     record = records.read_record(folder)
     recipe = records.recipe_of(record)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    images = load(recipe.dataset, "train", data, where, record["limit"])
-    test = load(recipe.dataset, "test", data, where, record["images"]["test"])
-    return evaluate(*load_networks(folder, recipe, where), images, test, recipe)
+    probe, test = (
+        images.first(min(record["limit"] or len(images), len(images)))
+        for images in (load(recipe.dataset, split, data, where) for split in ("probe", "test"))
+    )
+    return evaluate(*load_networks(folder, recipe, where), probe, test, recipe)
 
 
 def check_recipe(recipe: Recipe, device: torch.device) -> None:
-    """Raise ValueError, saying what to change, for a recipe that would fail later."""
-    if recipe.method not in OBJECTIVES:
-        raise ValueError(f"unknown method {recipe.method!r}; there are: {', '.join(OBJECTIVES)}")
+    """Raise ValueError, saying what to change, for a recipe that would fail later on these processes."""
     if recipe.whitening not in WHITENING:
         raise ValueError(f"unknown whitening {recipe.whitening!r}; there are: {', '.join(WHITENING)}")
-    for field in ("epochs", "learning_rate", "batch_size", "embedding_dim", "projector_width"):
+    needed = ["learning_rate", "batch_size", "embedding_dim", "projector_width", "width"]
+    for field in needed + (["epochs"] if recipe.method != "none" else []):
         if not getattr(recipe, field) > 0:
             raise ValueError(f"{field} must be more than 0; got {getattr(recipe, field)}")
-    if recipe.method == "w-mse":
-        check_sizes(
-            recipe.positives, recipe.batch_size, recipe.embedding_dim, recipe.slice_size, recipe.iterations
-        )
-    elif recipe.positives < 2:
+    if recipe.method == "none" and recipe.epochs:
+        raise ValueError(f"method none trains nothing: epochs must be 0; got {recipe.epochs}")
+    processes = distributed.size()
+    if recipe.batch_size % processes:
         raise ValueError(
-            f"positives = {recipe.positives} make no pair: at least 2 views of an image are needed"
+            f"batch_size = {recipe.batch_size} images cannot be shared equally by {processes} processes"
         )
+    own = recipe.batch_size // processes
+    try:
+        check_method(recipe, recipe.batch_size if recipe.method in WHOLE_BATCH else own)
+    except ValueError as error:
+        if processes == 1:
+            raise
+        raise ValueError(
+            f"each of {processes} processes has {own} of a batch's {recipe.batch_size} images, and slices "
+            f"never cross processes: {error}"
+        ) from None
+    if recipe.sync_batchnorm and processes > 1 and device.type != "cuda":
+        raise ValueError(f"sync_batchnorm works on CUDA only, not on {device.type}: leave it off")
     resolve_precision(recipe.precision, device)
 
 
-def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """The rate for a step (from 0): linear warm-up, then constant, then drops counted back from the end.
-
-    A drop that would fall before the start never acts, so a short run has none but those it has room for.
-    """
-    epoch = step // steps_per_epoch
-    drops = sum(0 <= recipe.epochs - before <= epoch for before in recipe.lr_drops)
-    warmup = min(1.0, (step + 1) / recipe.warmup_steps) if recipe.warmup_steps else 1.0
-    return recipe.learning_rate * warmup * recipe.lr_drop_factor**drops
-
-
-def train_step(run: Run, networks: tuple[nn.Module, nn.Module], batch: ImageSet) -> tuple[Tensor, Tensor]:
-    """One step on a batch: the loss and the embeddings (d, n, k), detached, on the device.
-
-    Nothing in here waits for a GPU: NaN stops a run at once on a CPU, and a few steps late on CUDA.
-
-    Args:
-        networks: encoder and projector, compiled or not, that share the weights of `run`'s.
-    """
-    recipe = run.recipe
-    views = make_views(
-        batch.images, recipe.positives, batch.mean, batch.std, recipe.views, run.generators["views"]
-    )
-    views = [view.contiguous(memory_format=run.memory_format) for view in views]
-    with torch.autocast(batch.images.device.type, run.dtype, enabled=run.dtype != torch.float32):
-        embeddings = embed(*networks, views)
-    embeddings = embeddings.float()
-    require(embeddings.isfinite().all(), lambda _: _diverged(run, "the embeddings hold NaN or infinity"))
-    loss = OBJECTIVES[recipe.method](embeddings, recipe, run.generators["slices"])
-    require(loss.isfinite(), lambda _: _diverged(run, "the loss is NaN or infinite"))
-    for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate(recipe, run.step, run.steps_per_epoch)
-    run.optimizer.zero_grad()
-    run.scaler.scale(loss).backward()
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
-    run.step += 1
-    return loss.detach(), embeddings.detach()
-
-
-def _loop(run: Run, images: ImageSet, out: Path) -> None:
+def _loop(run: Run, images: Any, out: Path) -> None:
     """Train to the last epoch; a row in metrics.csv an epoch, a checkpoint at most half a minute apart."""
-    recipe, size = run.recipe, run.recipe.batch_size
-    networks = (run.encoder.train(), run.projector.train())
-    if recipe.compile:
-        networks = tuple(torch.compile(network) for network in networks)
+    recipe = run.recipe
     total = recipe.epochs * run.steps_per_epoch
     saved = ticked = time.monotonic()
     with stop_requests() as stop, progress(run, total) as report:
+        learner = wrapped(run) if total else run.learner
         while run.step < total:
-            position = run.step % run.steps_per_epoch
+            epoch, position = divmod(run.step, run.steps_per_epoch)
             if position == 0:
                 order = torch.randperm(len(images), generator=run.generators["batches"])
-                run.order = order.to(images.images.device)
+                run.order = order.to(run.loss_sum.device)
                 run.loss_sum, run.epoch_seconds = torch.zeros_like(run.loss_sum), 0.0
-            index = run.order[position * size : (position + 1) * size]
-            batch = replace(images, images=images.images[index], labels=images.labels[index])
-            loss, embeddings = train_step(run, networks, batch)
-            run.loss_sum += loss
-            now = time.monotonic()
-            run.seconds, run.epoch_seconds, ticked = (
-                run.seconds + now - ticked,
-                run.epoch_seconds + now - ticked,
-                now,
+            batches = view_batches(
+                images,
+                distributed.share(run.order, recipe.batch_size),
+                recipe.positives,
+                recipe.batch_size // distributed.size(),
+                recipe.views,
+                run.generators["views"],
+                start=position,
+                seed=recipe.seed * recipe.epochs + epoch,
             )
-            if position + 1 == run.steps_per_epoch:
-                settle()
-                records.append_metrics(out, _epoch_row(run, embeddings))
-            if stop or run.step == total or now - saved > CHECKPOINT_SECONDS:
-                _save(run, out)
-                saved = time.monotonic()
-            report(loss)
-            if stop:
-                print(f"stopped after step {run.step}; resume to go on from there", flush=True)
-                raise KeyboardInterrupt if stop[0] == signal.SIGINT else SystemExit(128 + stop[0])
+            for views, labels in batches:
+                loss, embeddings = train_step(run, learner, views, labels)
+                run.loss_sum += loss
+                now = time.monotonic()
+                elapsed, ticked = now - ticked, now
+                run.seconds += elapsed
+                run.epoch_seconds += elapsed
+                if run.step % run.steps_per_epoch == 0:
+                    _end_epoch(run, embeddings, out)
+                stopped, due = distributed.any_of(bool(stop), now - saved > CHECKPOINT_SECONDS)
+                if stopped or due or run.step == total:
+                    _save(run, out)
+                    saved = time.monotonic()
+                report(loss)
+                if stopped:
+                    _say(f"stopped after step {run.step}; resume to go on from there")
+                    raise (
+                        KeyboardInterrupt if stop[:1] == [signal.SIGINT] else SystemExit(128 + signal.SIGTERM)
+                    )
 
 
 def _save(run: Run, out: Path) -> None:
     """Write a checkpoint, but never of a run that has diverged: the last good one must stay."""
     settle()
-    if not all(bool(parameter.isfinite().all()) for parameter in run.parameters()):
-        raise _diverged(run, "the weights hold NaN or infinity")
-    save_checkpoint(out, run.state_dict())
+    if not all(bool(parameter.isfinite().all()) for parameter in run.learner.parameters()):
+        raise diverged(run, "the weights hold NaN or infinity")
+    state = run.state_dict()
+    if distributed.rank() == 0:
+        save_checkpoint(out, state)
 
 
-def _epoch_row(run: Run, embeddings: Tensor) -> dict[str, float]:
+def _end_epoch(run: Run, embeddings: Tensor, out: Path) -> None:
     """A row of metrics.csv; the measures of collapse are of the last batch, in training mode."""
+    settle()
     recipe = run.recipe
+    loss = float(distributed.mean(run.loss_sum)) / run.steps_per_epoch
+    if distributed.rank():
+        return
     rows = embeddings.flatten(0, 1).cpu()
-    return {
+    row = {
         "epoch": run.step // run.steps_per_epoch,
         "step": run.step,
-        "loss": float(run.loss_sum) / run.steps_per_epoch,
+        "loss": loss,
         "learning_rate": learning_rate(recipe, run.step - 1, run.steps_per_epoch),
         "embedding_std": embedding_std(rows),
         "effective_rank": effective_rank(rows),
         "views_per_second": run.steps_per_epoch * recipe.batch_size * recipe.positives / run.epoch_seconds,
         "seconds": run.seconds,
     }
+    records.append_metrics(out, row)
 
 
-def _diverged(run: Run, what: str) -> DivergenceError:
-    return DivergenceError(
-        f"{what} near step {run.step}: training diverged. The last good checkpoint, if any, is kept. "
-        f"Try a lower learning_rate (now {run.recipe.learning_rate}), a longer warm-up or precision float32."
-    )
+def _say(message: str) -> None:
+    if distributed.rank() == 0:
+        print(message, flush=True)
 
 
 def _finished(out: Path, recipe: Recipe, limit: int | None, resume: bool) -> bool:
     """Whether the run in `out` is finished; refuse to touch it unless it is to be resumed, and the same."""
+    if not (out / "record.json").exists():
+        return False
     record = records.read_record(out)
     if not resume:
         raise FileExistsError(
             f"{out} holds a run already: resume it, or choose another folder (--resume, --out)"
         )
     now = records.plain(asdict(recipe) | {"limit": limit})
-    before = record["recipe"] | {"limit": record["limit"]}
+    before = records.plain(asdict(records.recipe_of(record)) | {"limit": record["limit"]})
     changed = [f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key]]
     if changed:
         raise FileExistsError(
