@@ -5,9 +5,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from example_records import example_record, put
 
 from wmse import records
 from wmse.recipes import RECIPES, get_recipe
+from wmse.schema import STATUSES, BrokenRecordError, validate
 
 CPU = torch.device("cpu")
 
@@ -31,10 +33,10 @@ def test_writing_is_valid_json_with_null_for_what_json_lacks(tmp_path):
 
 
 def test_a_failed_write_keeps_the_old_record(tmp_path):
-    records.write_record(tmp_path, {"status": "running"})
+    records.write_record(tmp_path, example_record())
     with pytest.raises(TypeError):
         records.write_record(tmp_path, {"status": object()})
-    assert records.read_record(tmp_path) == {"status": "running"}
+    assert records.read_record(tmp_path) == example_record()
 
 
 def test_a_folder_without_a_record_is_named(tmp_path):
@@ -70,3 +72,121 @@ def test_the_hash_is_of_the_sources(tmp_path, monkeypatch):
     (package / "a.py").write_text("x = 2\n")
     assert records.package_hash() != first
     assert records._git() is None, "outside a checkout there is no commit"
+
+
+MISSING = object()
+BROKEN = {  # dotted key -> values that it cannot have
+    "name": [MISSING, 3],
+    "status": [MISSING, "done", None],
+    "recipe": [MISSING, "cifar10"],
+    "recipe.colour": ["red"],
+    "recipe.epochs": ["20", True, 20.5, None],
+    "recipe.lr_drops": [50, [0.5]],
+    "recipe.views": [[]],
+    "recipe.views.hue": [0.9, "blue"],
+    "recipe.views.size": ["32"],
+    "recipe.views.crop_scale": [[0.2], [0.5, 0.2]],
+    "seed": [MISSING, 1, "0", True],
+    "git": [MISSING, "main"],
+    "package_sha256": [MISSING],
+    "versions": [MISSING, []],
+    "hardware": [MISSING, "a computer"],
+    "started": [MISSING, "yesterday", 2026, "2026-01-01"],
+    "finished": [MISSING, "soon"],
+    "metrics": [MISSING, [91.0]],
+    "metrics.linear_top1": [100.1, -0.1, None, float("nan"), "91", True],
+    "metrics.linear_top5": [101, None],
+    "metrics.effective_rank_features": [-1.0, float("inf"), None],
+    "metrics.something_new": [None, "good"],
+    "steps": [MISSING, 1.5, -1],
+    "train_seconds": [MISSING, -1.0],
+    "wall_seconds": [MISSING, "long"],
+    "precision": [MISSING, 16],
+    "images": [MISSING, 10_000],
+    "images.test": [MISSING, 0, 10.5],
+    "limit": [-5, "few"],
+    "peak_memory_mb": [MISSING, -2.0, float("nan")],
+}
+
+
+def changed(record, key, value):
+    """The record with the dotted key set to the value, or without it."""
+    *path, last = key.split(".")
+    inner = record
+    for part in path:
+        inner = inner[part]
+    inner.pop(last, None)
+    if value is not MISSING:
+        inner[last] = value
+    return record
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in BROKEN.items() for value in values], ids=str
+)
+def test_a_broken_record_is_refused_with_file_key_and_value(key, value, tmp_path):
+    put(tmp_path, changed(example_record(), key, value), "run")
+    with pytest.raises(BrokenRecordError) as caught:
+        records.read_record(tmp_path / "run")
+    told = str(caught.value)
+    assert str(tmp_path / "run" / "record.json") in told and key.split(".")[0] in told
+    assert ("lacks" if value is MISSING else key.split(".")[-1]) in told
+    # A view setting out of range is told of in ViewSettings' words.
+    assert value is MISSING or repr(value) in told or value == [0.5, 0.2]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "null", '{"name": "\xff"}'])
+def test_what_is_no_record_at_all_is_refused(text, tmp_path):
+    (tmp_path / "record.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(BrokenRecordError, match="record.json"):
+        records.read_record(tmp_path)
+
+
+@pytest.mark.parametrize("status", STATUSES)
+def test_only_a_finished_run_must_have_results(status):
+    record = changed(example_record(status=status), "metrics", MISSING)
+    if status == "finished":
+        with pytest.raises(BrokenRecordError, match="metrics"):
+            validate(record)
+    else:
+        validate(record)
+
+
+def test_null_stands_for_what_was_not_computed_and_whole_numbers_for_floats():
+    nulls = {"cca_dimensions": None, "uniformity_whitened": None}
+    validate(example_record(metrics=nulls | {"linear_top1": 91}, git=None, views_per_second=None))
+
+
+def test_an_older_record_takes_todays_defaults_for_fields_it_lacks():
+    record = example_record(recipe={"vicreg_weights": (1.0, 2.0, 3.0)})
+    assert records.recipe_of(record).vicreg_weights == (1.0, 2.0, 3.0)
+    for key in ("recipe.vicreg_weights", "recipe.groups", "recipe.views.blur_radius"):
+        changed(record, key, MISSING)
+    validate(record)
+    assert records.recipe_of(record) == get_recipe("cifar10/w-mse-2")
+
+
+@pytest.mark.parametrize("root", ["nowhere", "empty"])
+def test_where_there_are_no_records_none_are_read(root, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert records.read_records(tmp_path / root) == ([], [])
+
+
+def test_reading_all_names_the_broken_ones_and_leaves_them_out(tmp_path):
+    good = [put(tmp_path, example_record(seed=seed)) for seed in (1, 0)]
+    broken = put(tmp_path, example_record(seed=2, status="done"))
+    (broken.with_name("seed-3") / "record.json").mkdir(parents=True)
+    entries, problems = records.read_records(tmp_path)
+    assert [entry.folder for entry in entries] == sorted(good)
+    assert [entry.record["seed"] for entry in entries] == [0, 1]
+    assert len(problems) == 2 and str(broken) in problems[0] and "'done'" in problems[0]
+
+
+def test_a_folder_is_free_until_a_run_lies_in_it(tmp_path):
+    first = tmp_path / "seed-0"
+    assert records.free_folder(first) == records.free_folder(first, resume=True) == first
+    put(tmp_path, example_record(), "seed-0")
+    assert records.free_folder(first) == tmp_path / "seed-0-2"
+    put(tmp_path, example_record(), "seed-0-2")
+    assert records.free_folder(first) == tmp_path / "seed-0-3"
+    assert records.free_folder(first, resume=True) == tmp_path / "seed-0-2"

@@ -1,23 +1,25 @@
-"""The command line: `python -m wmse train RECIPE` and `python -m wmse evaluate RUN`."""
+"""The command line: `python -m wmse train | evaluate | table | queue`."""
 
-import itertools
-import json
 import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Annotated
 
 import tyro
 
+from wmse import records
 from wmse.recipes import RECIPES, Recipe, get_recipe
+from wmse.schema import is_percentage
 
-USAGE = f"""usage: python -m wmse train RECIPE [--out DIR] [--resume] [--epochs N] [--seed S] ...
+USAGE = """\
+usage: python -m wmse train RECIPE [--out DIR] [--resume] [--epochs N] [--seed S] ...
        python -m wmse evaluate RUN
+       python -m wmse table [TABLE] [--results DIR] [--markdown]
+       python -m wmse queue [--results DIR] [--write]
 
-recipes: {", ".join(RECIPES)}
-
-python -m wmse train RECIPE --help explains every flag: each field of the recipe is one."""
+Each explains its flags with --help; for train each field of a recipe is one: train RECIPE --help."""
 
 
 @dataclass(frozen=True)
@@ -49,16 +51,33 @@ class Evaluate:
     """cpu, cuda, cuda:1, ...: CUDA where there is any."""
 
 
+@dataclass(frozen=True)
+class Table:
+    """Print a table computed from records, beside the published figures."""
+
+    name: tyro.conf.Positional[str] = ""
+    """table-1 or imagenet-100; without a name, the tables are listed."""
+    results: Path = Path("results")
+    """Folder below which the records lie."""
+    markdown: bool = False
+    """Markdown, not text for a terminal."""
+
+
+@dataclass(frozen=True)
+class Queue:
+    """Print the runs wanted next, with what they cost and their commands."""
+
+    results: Path = Path("results")
+    """Folder below which the records lie; the commands put theirs there too."""
+    write: bool = False
+    """Write them to QUEUE.md in that folder."""
+
+
 def main(arguments: list[str]) -> int:
     """Run one command and return its exit status: 2 for what the user can mend, with one line saying what."""
     command, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
     if command not in COMMANDS:
-        asked = command in ("-h", "--help")
-        print(
-            USAGE if asked or not command else f"unknown command {command!r}\n{USAGE}",
-            file=sys.stdout if asked else sys.stderr,
-        )
-        return 0 if asked else 2
+        return _usage(f"unknown command {command!r}" if command else "", arguments)
     try:
         return COMMANDS[command](rest)
     except (ValueError, OSError, ArithmeticError) as error:
@@ -69,31 +88,32 @@ def main(arguments: list[str]) -> int:
 
 
 def _train(arguments: list[str]) -> int:
-    name = next((word for word in arguments if word in RECIPES), None)
-    if name is None:
-        if not arguments or arguments[0].startswith("-"):
-            print(USAGE)
-            return 0 if {"-h", "--help"} & set(arguments) else 2
-        get_recipe(arguments[0])
-    rest = list(arguments)
-    rest.remove(name)
+    if not arguments or arguments[0].startswith("-"):
+        return _usage("the recipe comes first: train RECIPE" if arguments else "", arguments)
+    name, *rest = arguments
+    if name not in RECIPES:
+        raise ValueError(f"unknown recipe {name!r}; there are these {_recipes()}")
     chosen = tyro.cli(
         Train, args=rest, default=Train(recipe=get_recipe(name)), prog=f"python -m wmse train {name}"
     )
+    from wmse import distributed
     from wmse.training import train
 
-    out = train(
-        name,
-        chosen.out or _free_folder(Path("runs", name, f"seed-{chosen.recipe.seed}"), chosen.resume),
-        recipe=chosen.recipe,
-        data=chosen.data,
-        device=chosen.device,
-        resume=chosen.resume,
-        limit=chosen.limit,
-        command=shlex.join(["python", "-m", "wmse", "train", *arguments]),
-    )
-    print(f"\n{out}")
-    _show(json.loads((out / "record.json").read_text())["metrics"])
+    folder = Path("runs", name, f"seed-{chosen.recipe.seed}")
+    with distributed.joined(chosen.device):
+        out = train(
+            name,
+            chosen.out or distributed.from_first(lambda: records.free_folder(folder, chosen.resume)),
+            recipe=chosen.recipe,
+            data=chosen.data,
+            device=chosen.device,
+            resume=chosen.resume,
+            limit=chosen.limit,
+            command=shlex.join([*distributed.launcher(), "-m", "wmse", "train", *arguments]),
+        )
+        if distributed.rank() == 0:
+            print(f"\n{out}")
+            _show(records.read_record(out)["metrics"])
     return 0
 
 
@@ -105,28 +125,58 @@ def _evaluate(arguments: list[str]) -> int:
     return 0
 
 
-def _free_folder(folder: Path, resume: bool) -> Path:
-    """The first of folder, folder-2, ... that holds no run; to resume, the last that holds one."""
-    taken = list(
-        itertools.takewhile(
-            lambda path: (path / "record.json").exists(),
-            (
-                folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
-                for number in itertools.count(1)
-            ),
-        )
-    )
-    if resume:
-        return taken[-1] if taken else folder
-    return folder.with_name(f"{folder.name}-{len(taken) + 1}") if taken else folder
+def _table(arguments: list[str]) -> int:
+    chosen = tyro.cli(Table, args=arguments, prog="python -m wmse table")
+    from wmse.table_text import as_markdown, as_text
+    from wmse.tables import OUTLINES, make_table
+
+    if not chosen.name:
+        print("\n".join(f"{name:14}{outline.title}" for name, outline in OUTLINES.items()))
+        return 0
+    entries, problems = records.read_records(chosen.results)
+    print((as_markdown if chosen.markdown else as_text)(make_table(chosen.name, entries, problems)))
+    print(f"\nRecords below {chosen.results}: {len(entries)}, and {len(problems)} broken.")
+    return 0
 
 
-def _show(metrics: dict[str, float]) -> None:
+def _queue(arguments: list[str]) -> int:
+    chosen = tyro.cli(Queue, args=arguments, prog="python -m wmse queue")
+    from wmse.plans import queue_markdown
+
+    text = queue_markdown(*records.read_records(chosen.results), chosen.results)
+    if chosen.write:
+        path = chosen.results / "QUEUE.md"
+        path.write_text(text, encoding="utf-8")
+        print(path)
+    else:
+        print(text, end="")
+    return 0
+
+
+def _usage(problem: str, arguments: list[str]) -> int:
+    """Say how to call, on stdout if that was asked for; the exit status."""
+    asked = arguments in (["-h"], ["--help"])
+    parts = [USAGE, _recipes()] if asked or not problem else [problem, USAGE, _recipes()]
+    print("\n\n".join(parts), file=sys.stdout if asked else sys.stderr)
+    return 0 if asked else 2
+
+
+def _recipes() -> str:
+    """The names of all recipes, a paragraph a rung."""
+    groups: dict[str, list[str]] = {}
+    for name in RECIPES:
+        groups.setdefault(name.split("/")[0], []).append(name)
+    indented = {"initial_indent": "  ", "subsequent_indent": "  ", "break_on_hyphens": False}
+    return "\n".join(["recipes:", *(fill(" ".join(names), 100, **indented) for names in groups.values())])
+
+
+def _show(metrics: dict[str, float | None]) -> None:
     for name, value in metrics.items():
-        print(f"{name:28}{value:8.3f}" + (" %" if name.endswith("top1") else ""))
+        shown = "  not computed" if value is None else f"{value:8.3f}" + " %" * is_percentage(name)
+        print(f"{name:28}{shown}")
 
 
-COMMANDS = {"train": _train, "evaluate": _evaluate}
+COMMANDS = {"train": _train, "evaluate": _evaluate, "table": _table, "queue": _queue}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

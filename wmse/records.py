@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from wmse.recipes import RECIPES, Recipe
-from wmse.views import ViewSettings
+from wmse.schema import BrokenRecordError, validate
+from wmse.schema import recipe_of as recipe_of
 
 
 def start_record(
@@ -52,22 +53,48 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
-    """The record in a run's folder. Raises FileNotFoundError if there is none."""
+    """The record in a run's folder. FileNotFoundError if there is none, BrokenRecordError if it is bad."""
     path = Path(folder) / "record.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: {folder} is not the folder of a run")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON, or of UTF-8
+        raise BrokenRecordError(f"{path} is not JSON: {error}") from None
+    validate(record, path)
+    return record
 
 
-def recipe_of(record: dict[str, Any]) -> Recipe:
-    """The recipe that a record holds."""
-    fields = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in record["recipe"].items()
-    }
-    views = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in fields["views"].items()
-    }
-    return Recipe(**fields | {"views": ViewSettings(**views)})
+@dataclass(frozen=True)
+class Entry:
+    """A record and the folder that holds it."""
+
+    folder: Path
+    record: dict[str, Any]
+
+
+def read_records(root: str | Path) -> tuple[list[Entry], list[str]]:
+    """All records below `root`, by folder, and a sentence on each that is broken and left out.
+
+    A root that is absent or empty has none of either.
+    """
+    entries, problems = [], []
+    for path in sorted(Path(root).rglob("record.json")):
+        try:
+            entries.append(Entry(path.parent, read_record(path.parent)))
+        except (BrokenRecordError, OSError) as error:
+            problems.append(str(error))
+    return entries, problems
+
+
+def free_folder(folder: Path, resume: bool = False) -> Path:
+    """The first of folder, folder-2, ... that holds no run; to resume, the last that holds one."""
+    last, free = folder, folder
+    number = 1
+    while (free / "record.json").exists():
+        number += 1
+        last, free = free, folder.with_name(f"{folder.name}-{number}")
+    return last if resume else free
 
 
 def append_metrics(folder: Path, row: dict[str, float]) -> None:

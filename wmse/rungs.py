@@ -1,0 +1,49 @@
+"""Which rung of the budget ladder a record stands on: only records of one rung are averaged."""
+
+from dataclasses import asdict
+from typing import Any
+
+from wmse.recipes import RECIPES, Recipe
+from wmse.schema import recipe_of
+
+# How a run computes, and which of equals it is: no part of what it is an experiment on.
+IMMATERIAL = ("seed", "precision", "compile", "sync_batchnorm")
+
+
+def departures(record: dict[str, Any]) -> dict[str, Any]:
+    """Where a record's recipe departs from the one that it is named after, and its limit if it had one.
+
+    Fields of the views are named "views.hue". Raises ValueError for a name that is no recipe's.
+    """
+    if record["name"] not in RECIPES:
+        raise ValueError(f"{record['name']!r} is not the name of a recipe")
+    named, held = _flat(RECIPES[record["name"]]), _flat(recipe_of(record))
+    changed = {key: value for key, value in held.items() if value != named[key] and key not in IMMATERIAL}
+    if record.get("limit") is not None:
+        changed["limit"] = record["limit"]
+    return changed
+
+
+def rung(record: dict[str, Any]) -> str:
+    """The rung in words: "cifar10-200 (200 epochs)", "cifar10 (1000 epochs), but epochs 20, limit 512"."""
+    name = record["name"]
+    changed = [f"{key} {_words(value)}" for key, value in departures(record).items()]
+    recipe = RECIPES[name]
+    cost = f"{recipe.epochs} epochs" if recipe.epochs else "not trained"
+    slim = f", width {recipe.width}" if recipe.width != Recipe.width else ""
+    return f"{name.split('/')[0]} ({cost}{slim})" + (", but " + ", ".join(changed) if changed else "")
+
+
+def is_of(record: dict[str, Any], name: str, seed: int) -> bool:
+    """Whether a record is of the recipe `name` as it stands, and of that seed."""
+    return record["name"] == name and record["seed"] == seed and not departures(record)
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    values = asdict(recipe)
+    views = values.pop("views")
+    return values | {f"views.{key}": value for key, value in views.items()}
+
+
+def _words(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,129 @@
+"""A table as text: aligned for a terminal, or Markdown. What stands in it, `wmse.tables` decides."""
+
+from collections.abc import Iterable, Sequence
+
+from wmse.paper import Figure
+from wmse.tables import Measured, Row, Score, Table
+
+MARKS = {"second-hand": "†", "unsure": "?"}
+OWN_PROTOCOL = "‡"
+LEGEND = f"""† second-hand: read in later work that copies it. ? unsure: remembered, seen nowhere.
+{OWN_PROTOCOL} in a protocol of its own, to which a difference may be due.
+"paper" and "later work" are quoted; "ours" is measured: mean ± standard deviation over seeds."""
+HEADER = ("method", "paper", "later work", "rung", "ours", "ours - paper", "seeds", "scored on", "records")
+
+
+def as_text(table: Table) -> str:
+    """For a terminal: columns padded with spaces."""
+    blocks = [f"{table.name}: {_title(table)}"]
+    for dataset, lines in _blocks(table):
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        padded = (
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
+        )
+        blocks.append("\n".join([dataset, *(f"  {line.rstrip()}" for line in padded)]))
+    return "\n\n".join([*blocks, LEGEND, "\n".join(_notes(table))])
+
+
+def as_markdown(table: Table) -> str:
+    """As Markdown: a heading and a table a data set, then the notes as a list."""
+    blocks = [f"## {table.name}", _title(table) + "."]
+    for dataset, (header, *lines) in _blocks(table):
+        rule = ["---"] * len(header)
+        rows = "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in (header, rule, *lines))
+        blocks.append(f"### {dataset}\n\n{rows}")
+    notes = "\n".join(f"- {_escaped(note)}" for note in (*LEGEND.splitlines(), *_notes(table)))
+    return "\n\n".join([*blocks, notes])
+
+
+def _title(table: Table) -> str:
+    return f"{table.outline.title} ({' / '.join(table.outline.metrics.values())})"
+
+
+def _blocks(table: Table) -> Iterable[tuple[str, list[Sequence[str]]]]:
+    """Each data set with its lines: the header, then one a method and rung."""
+    for dataset in table.outline.datasets:
+        rows = [row for row in table.rows if row.dataset == dataset]
+        yield dataset, [HEADER, *(line for row in rows for line in _lines(row, table.outline.metrics))]
+
+
+def _lines(row: Row, metrics: Iterable[str]) -> list[Sequence[str]]:
+    quoted = [_pair(_figure(figures.get(metric)) for metric in metrics) for figures in (row.paper, row.later)]
+    start = [row.method, *quoted]
+    if not row.measured:
+        return [[*start, "-", "no run yet" if row.has_recipe else "quoted only", "-", "-", "-", "-"]]
+    lines = [_cells(measured, row.paper, metrics) for measured in row.measured]
+    return [start + lines[0], *([row.method, "", ""] + line for line in lines[1:])]
+
+
+def _cells(measured: Measured, paper: dict[str, Figure], metrics: Iterable[str]) -> list[str]:
+    scores = {metric: measured.scores.get(metric) for metric in metrics}
+    differences = (_difference(score, paper.get(metric)) for metric, score in scores.items())
+    return [
+        measured.rung,
+        _pair(_mean(score) for score in scores.values()),
+        "not compared" if measured.refusal and paper else _pair(differences),
+        f"{len(measured.seeds)}: {', '.join(map(str, measured.seeds))}",
+        f"{measured.images:,}",
+        ", ".join(str(entry.folder) for entry in measured.entries),
+    ]
+
+
+def _figure(figure: Figure | None) -> str:
+    if figure is None:
+        return "-"
+    mark = MARKS.get(figure.certainty, "") + (OWN_PROTOCOL if figure.protocol == "own" else "")
+    return f"{figure.value:.2f}{mark}"
+
+
+def _mean(score: Score | None) -> str:
+    if score is None:
+        return "not measured"
+    return f"{score.mean:.2f}" + ("" if score.deviation is None else f" ± {score.deviation:.2f}")
+
+
+def _difference(score: Score | None, figure: Figure | None) -> str:
+    """A difference to an unsure figure is as unsure, and is marked so."""
+    if score is None or score.difference is None or figure is None:
+        return "-"
+    return f"{score.difference:+.2f}" + ("?" if figure.certainty == "unsure" else "")
+
+
+def _pair(cells: Iterable[str]) -> str:
+    cells = list(cells)
+    return "-" if set(cells) == {"-"} else " / ".join(cells)
+
+
+def _notes(table: Table) -> list[str]:
+    """Sources of what is quoted, why some runs are not compared, and what was left out."""
+    groups: dict[tuple[str, ...], list[Figure]] = {}
+    for row in table.rows:
+        for figure in (*row.paper.values(), *row.later.values()):
+            origin = (figure.origin, figure.encoder, figure.source, figure.note)
+            groups.setdefault(origin, []).append(figure)
+    notes = [_source(figures) for figures in groups.values()]
+    notes += [
+        f"not compared, {row.dataset} {row.method} {measured.rung}: {measured.refusal}"
+        for row in table.rows
+        for measured in row.measured
+        if measured.refusal and row.paper
+    ]
+    return notes + list(table.remarks)
+
+
+def _source(figures: list[Figure]) -> str:
+    """Where figures come from that have that in common; networks other than ResNet-18 are named."""
+    one = figures[0]
+    datasets, methods = (
+        list(dict.fromkeys(getattr(figure, field) for figure in figures)) for field in ("dataset", "method")
+    )
+    work = "paper" if one.origin == "paper" else "later work"
+    where = f"{datasets[0]} " if len(datasets) == 1 else ""
+    encoder = "" if one.encoder == "resnet18" else f" ({one.encoder})"
+    return f"{work}, {where}{', '.join(methods)}{encoder}: {one.source}" + (
+        f"; {one.note}" if one.note else ""
+    )
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
