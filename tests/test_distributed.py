@@ -118,6 +118,10 @@ def test_two_processes_give_the_gradient_of_one(method, positives, of_two):
     assert expected.norm() > 0
 
 
+def fail(error):
+    raise error
+
+
 def alone(rank, folder):
     joined(rank, folder)
     x = torch.full((2, 3, 4), float(rank)) + torch.arange(3.0)[:, None]
@@ -128,6 +132,9 @@ def alone(rank, folder):
     assert distributed.any_of(rank == 1, False) == [True, False]
     assert distributed.from_first(lambda: {"rank": distributed.rank()}) == {"rank": 0}
     assert distributed.from_all(rank) == [0, 1]
+    assert distributed.first_before_others(lambda: rank) == rank
+    with pytest.raises(FileExistsError if rank == 0 else distributed.ToldByFirst, match="it is there"):
+        distributed.first_before_others(lambda: fail(FileExistsError("it is there")))
     assert float(distributed.mean(torch.tensor(float(rank)))) == 0.5
     recipe = recipe_for("w-mse")
     run = runs.start_run(recipe, 100, torch.device("cpu"))
@@ -152,8 +159,15 @@ def test_without_torchrun_a_process_is_alone():
     x = torch.randn(2, 4, 3, requires_grad=True)
     assert distributed.gather_images(x) is x and (distributed.rank(), distributed.size()) == (0, 1)
     assert distributed.share(torch.arange(11), 4).tolist() == list(range(8))
-    with distributed.joined("cpu") as device, distributed.first_before_others():
+    assert distributed.first_before_others(lambda: 7) == 7
+    with distributed.joined("cpu") as device:
         assert device.type == "cpu" and not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize("name", ["warp", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(name):
+    with pytest.raises(ValueError, match=f"device '{name}' cannot be used.*cpu"):
+        distributed.choose_device(name)
 
 
 # --- torchrun ------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from wmse.folders import IMAGENET100
 from wmse.recipes import RECIPES, get_recipe
 from wmse.training import train
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*the published set")  # these are parts of it
 SIZES = {"batch_size": 4, "slice_size": 4, "embedding_dim": 2, "projector_width": 8, "width": 16}
 CHANNELS = {"slice_size": 2, "embedding_dim": 16, "groups": 2}  # of CW-RGP
 DATASETS = ["cifar10", "cifar100", "stl10", "tiny-imagenet", "imagenet100"]

@@ -12,6 +12,7 @@ from wmse import data, folders
 from wmse.folders import IMAGENET100
 from wmse.streams import StreamedSet
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*the published set")  # these are parts of it
 WNIDS = ["n01443537", "n01629819", "n02124075"]  # sorted, as labels are
 TRAIN, VAL = 4, 6  # images a class for training, and in all for validation
 
@@ -102,7 +103,9 @@ def test_absent_tiny_imagenet_says_where_it_comes_from(tmp_path):
 
 def test_incomplete_training_folders_are_refused(tiny):
     shutil.rmtree(tiny / "train" / WNIDS[1] / "images")
-    with pytest.raises(FileNotFoundError, match=rf"1 folders hold no images: .*{WNIDS[1]}.*afresh"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"1 of 3 folders of classes hold no images: .*{WNIDS[1]}.*afresh"
+    ):
         load_tiny(tiny, "train")
     shutil.rmtree(tiny / "train" / WNIDS[1])
     with pytest.raises(ValueError, match=rf"lacks 1 of the classes in wnids.txt: {WNIDS[1]}\. Unpack"):
@@ -173,7 +176,7 @@ def test_images_are_read_in_order_by_many_threads(tmp_path, monkeypatch):
 
 
 def write_imagenet(folder: Path, wnids: list[str]) -> None:
-    """Two training images and one for validation of each class: hard links to one JPEG but for the first."""
+    """Two training images and one for validation of each class, all of them links to one JPEG."""
     rng = np.random.RandomState(0)
     write_jpeg(folder / "one.JPEG", rng, size=(40, 30))
     for wnid in wnids:
@@ -221,7 +224,7 @@ def test_missing_classes_are_counted_and_named(tmp_path):
 def test_empty_class_is_refused(tmp_path):
     write_imagenet(tmp_path / "imagenet100", IMAGENET100.split())
     (tmp_path / "imagenet100" / "val" / "n01558993" / "v_n01558993.JPEG").unlink()
-    with pytest.raises(FileNotFoundError, match="1 folders hold no images: .*n01558993"):
+    with pytest.raises(FileNotFoundError, match="1 of 100 folders of classes hold no images: .*n01558993"):
         data.load("imagenet100", "test", root=tmp_path)
 
 
@@ -230,3 +233,8 @@ def test_absent_imagenet100_says_what_is_expected(tmp_path):
         data.load("imagenet100", "train", root=tmp_path)
     for name in ("imagenet100", "imagenet"):
         assert str(tmp_path / name / "train") in str(error.value)
+
+
+def test_a_part_of_the_set_is_warned_of(tiny):
+    with pytest.warns(UserWarning, match="12 images, 4 to 4 a class, and the published set 100,000"):
+        load_tiny(tiny, "train")

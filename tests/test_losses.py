@@ -293,10 +293,12 @@ def test_a_second_derivative_is_refused_rather_than_wrong():
         torch.autograd.grad(mse_loss(x) + x.pow(3).sum(), x, create_graph=True)
 
 
-def test_a_zero_embedding_has_a_finite_distance_and_gradient():
-    x = torch.zeros(2, 3, 4, requires_grad=True)
-    mse_loss(x).backward()
-    assert x.grad.isfinite().all()
+def test_a_zero_embedding_has_cosine_0_with_any_other_and_a_finite_gradient():
+    x = torch.stack([torch.zeros(3, 4), torch.ones(3, 4), torch.ones(3, 4)]).requires_grad_()
+    loss = mse_loss(x)
+    torch.testing.assert_close(loss, torch.tensor(4 / 3))  # pairs: 2, 2 and 0
+    assert torch.autograd.grad(loss, x)[0].isfinite().all()
+    torch.testing.assert_close(mse_loss(torch.zeros(2, 3, 4)), torch.tensor(2.0))
 
 
 def test_double_is_kept():

@@ -278,3 +278,19 @@ def test_nothing_but_positives_agreeing_lowers_them(loss):
     x = embeddings(2, 8, 24)
     wrong = torch.stack([x[0], x[1].roll(1, 0)])
     assert loss(x) < loss(wrong) and math.isfinite(loss(wrong))
+
+
+def test_arguments_may_be_named_and_are_promoted_too():
+    x = embeddings(2, 8, 24, dtype=torch.bfloat16)
+    torch.testing.assert_close(vicreg_loss(embeddings=x), vicreg_loss(x))
+    torch.testing.assert_close(byol_loss(predictions=x, targets=x), byol_loss(x, x))
+    assert nt_xent_loss(embeddings=x, temperature=0.2).dtype == torch.float32
+
+
+def test_cw_rgp_takes_the_steps_of_newton_schulz_that_it_is_told():
+    x = embeddings(2, 8, 24)
+    losses = [
+        cw_rgp_loss(x, 8, 1, whitening="newton-schulz", whitening_iterations=steps) for steps in (1, 5, 40)
+    ]
+    torch.testing.assert_close(losses[2], cw_rgp_loss(x, 8, 1), rtol=1e-6, atol=0)
+    assert len({round(float(loss), 6) for loss in losses}) == 3

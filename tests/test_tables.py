@@ -167,6 +167,21 @@ def test_a_run_of_another_method_than_its_name_says_is_not_compared(tmp_path):
     assert measured.refusal and measured.scores["linear_top1"].difference is None
 
 
+def test_a_recipe_of_another_data_set_is_not_compared_with_that_sets_figures(tmp_path):
+    put(tmp_path, example_record(recipe={"dataset": "cifar100"}))
+    (measured,) = row(table(tmp_path), dataset="cifar100").measured
+    assert measured.refusal and measured.scores["linear_top1"].difference is None
+
+
+def test_runs_on_other_images_or_numbers_of_processes_are_not_averaged(tmp_path):
+    part = {"train": 50_000, "probe": 1_000, "test": 10_000}
+    for seed, changes in enumerate([{}, {"processes": 4}, {"images": part}]):
+        put(tmp_path, example_record(seed=seed) | changes)
+    measured = row(table(tmp_path)).measured
+    assert sorted(one.seeds for one in measured) == [(0,), (1,), (2,)]
+    assert any("processes 4" in one.rung for one in measured)
+
+
 def test_a_metric_that_some_seeds_lack_is_not_averaged(tmp_path):
     put(tmp_path, example_record())
     lacking = example_record(seed=1)

@@ -85,6 +85,10 @@ def main(arguments: list[str]) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except RuntimeError as error:
+        if type(error).__name__ != "ToldByFirst":  # by another process; importing its class would be slow
+            raise
+        return 2
 
 
 def _train(arguments: list[str]) -> int:

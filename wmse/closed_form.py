@@ -10,22 +10,24 @@ def refuse_second_derivative(name: str) -> None:
         raise RuntimeError(f"{name} has no second derivative: call autograd without create_graph=True")
 
 
-def unit_sum_square(v: Tensor) -> Tensor:
-    """Squared length of the sum of d unit vectors, v / |v|, summed over what is between: (d, ..., k) to ().
+def sum_of_cosines(v: Tensor) -> Tensor:
+    """cos(v_i, v_j), summed over ordered pairs i != j of d vectors and over images: (d, ..., k) to ().
 
-    With u = v / |v| and s = sum_i u_i, the gradient with respect to v_i is 2 (s - (s . u_i) u_i) / |v_i|:
-    what of s is orthogonal to u_i.
+    With u = v / |v| and s = sum_i u_i it is |s|^2 - sum_i |u_i|^2: no pair is ever formed. Its gradient with
+    respect to v_i is 2 (s - (s . u_i) u_i) / |v_i|, what of s is orthogonal to u_i. A vector of length 0 has
+    cosine 0 with any other.
     """
-    return _UnitSumSquare.apply(v)[0]
+    return _SumOfCosines.apply(v)[0]
 
 
-class _UnitSumSquare(torch.autograd.Function):
+class _SumOfCosines(torch.autograd.Function):
     @staticmethod
     def forward(v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        scale = torch.linalg.vector_norm(v, dim=-1, keepdim=True).clamp_min_(1e-12).reciprocal_()
+        lengths = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+        scale = lengths.clamp_min(1e-12).reciprocal_()
         unit = v * scale
         total = unit.sum(0)
-        return total.square().sum(), unit, scale, total
+        return total.square().sum() - (lengths * scale).square().sum(), unit, scale, total
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:

@@ -21,6 +21,7 @@ from wmse.streams import StreamedSet, stream_views
 from wmse.views import Triple, ViewSettings, make_views, normalise_
 
 SPLITS = ("train", "probe", "test")
+OWN_PROBE = ("stl10",)  # sets whose probe split is not their train split
 
 # Mean and standard deviation of each channel, in units of [0, 1], as in the paper's code.
 STATISTICS: dict[str, tuple[Triple, Triple]] = {

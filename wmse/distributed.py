@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-PATIENCE = timedelta(hours=1)  # that processes wait for each other: the first evaluates while the others wait
+PATIENCE = timedelta(hours=24)  # that processes wait for each other: the first may download a set for hours
 
 
 def rank() -> int:
@@ -35,6 +35,17 @@ def launcher() -> list[str]:
     return ["torchrun", "--nnodes", machines, "--nproc-per-node", each]
 
 
+def choose_device(name: str | None) -> torch.device:
+    """The device of that name; None means CUDA where there is any. ValueError for one that is not there."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first_line = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} cannot be used: {first_line}; leave it out, or take cpu") from None
+    return device
+
+
 @contextmanager
 def joined(device: str | None = None) -> Iterator[torch.device]:
     """Join the other processes, if torchrun has started this one, and part from them at the end.
@@ -49,7 +60,7 @@ def joined(device: str | None = None) -> Iterator[torch.device]:
     Yields:
         The device of this process.
     """
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = choose_device(device)
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield where
         return
@@ -74,22 +85,34 @@ def any_of(*flags: bool) -> list[bool]:
 
 
 def from_first(decide: Callable[[], Any]) -> Any:
-    """What `decide` returns in the first process, which alone calls it; any object that can be pickled."""
+    """What `decide` returns in the first process, which alone calls it; any object that can be pickled.
+
+    What it raises is raised in all processes; in the others as ToldByFirst.
+    """
     if size() == 1:
         return decide()
-    answer = [decide() if rank() == 0 else None]
+    answer: list[Any] = [None, None]
+    if rank() == 0:
+        try:
+            answer[0] = decide()
+        except Exception as error:
+            dist.broadcast_object_list([None, str(error)], device=torch.device("cpu"))
+            raise
     dist.broadcast_object_list(answer, device=torch.device("cpu"))
+    if answer[1] is not None:
+        raise ToldByFirst(answer[1])
     return answer[0]
 
 
-@contextmanager
-def first_before_others() -> Iterator[None]:
-    """The first process goes through the block before the others: what it downloads, they find."""
-    if rank():
-        any_of(True)
-    yield
-    if not rank():
-        any_of(True)
+class ToldByFirst(RuntimeError):
+    """The first process failed, and has said why: this one need not say it again."""
+
+
+def first_before_others(work: Callable[[], Any]) -> Any:
+    """What `work` returns here; the first process does it before the others, who find what it downloads."""
+    done: list[Any] = []
+    from_first(lambda: done.append(work()))
+    return done[0] if done else work()
 
 
 def from_all(own: Any) -> list[Any]:

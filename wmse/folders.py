@@ -5,6 +5,7 @@ Tiny ImageNet is read into memory by `read_images`; ImageNet-100 is too large fo
 """
 
 import os
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -96,7 +97,7 @@ def list_tiny_imagenet(split: str, root: Path) -> Listing:
     if split == "test":
         paths, labels = _tiny_val(folder, wnids)
     else:
-        paths, labels = _train_files([folder / "train" / wnid / "images" for wnid in wnids], AFRESH)
+        paths, labels = _train_files([folder / "train" / wnid / "images" for wnid in wnids], AFRESH, 100_000)
     return paths, labels, _tiny_names(folder, wnids)
 
 
@@ -186,16 +187,25 @@ def list_imagenet100(split: str, root: Path) -> Listing:
         raise FileNotFoundError(
             f"{folder} lacks {len(absent)} of the 100 classes: {', '.join(absent)}. {layout}"
         )
-    paths, labels = _train_files([folder / wnid for wnid in wnids], layout)
+    paths, labels = _train_files([folder / wnid for wnid in wnids], layout, 126_689)
     return paths, labels, tuple(wnids)
 
 
-def _train_files(folders: list[Path], advice: str) -> tuple[tuple[str, ...], Tensor]:
+def _train_files(folders: list[Path], advice: str, published: int) -> tuple[tuple[str, ...], Tensor]:
     """Files of a folder a class, and labels. Classes take turns, so the first n images are of all of them."""
     files = [(rank, label, path) for label, f in enumerate(folders) for rank, path in enumerate(_files(f))]
     empty = sorted({str(f) for f in folders} - {os.path.dirname(path) for _, _, path in files})
     if empty:
-        raise FileNotFoundError(f"{len(empty)} folders hold no images: {_some(empty)}. {advice}")
+        raise FileNotFoundError(
+            f"{len(empty)} of {len(folders)} folders of classes hold no images: {_some(empty)}. {advice}"
+        )
+    counts = {len(_files(folder)) for folder in folders}
+    if len(files) != published:  # warned of, not refused: a part of the set serves for trials
+        warnings.warn(
+            f"{folders[0].parent} holds {len(files):,} images, {min(counts)} to {max(counts)} a class, and "
+            f"the published set {published:,}: scores will not compare. {advice}",
+            stacklevel=3,
+        )
     files.sort()
     return tuple(path for _, _, path in files), torch.tensor([label for _, label, _ in files])
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wmse.closed_form import unit_sum_square
+from wmse.closed_form import sum_of_cosines
 from wmse.precision import at_least_float32
 from wmse.sizes import check_channel_sizes, check_pairs, check_sizes
 from wmse.whitening import whiten
@@ -43,8 +43,7 @@ def mse_loss(embeddings: Tensor, normalize: bool = True) -> Tensor:
     if not normalize:
         spread = embeddings - embeddings.mean(0)
         return 2 / (d - 1) * spread.square().sum() / (images * k)
-    # For unit vectors that sum is d^2 - |sum_i v_i|^2.
-    return 2 / (d - 1) * (d - unit_sum_square(embeddings) / (images * d))
+    return 2 - 2 * sum_of_cosines(embeddings) / (images * d * (d - 1))
 
 
 def w_mse_loss(
@@ -223,6 +222,7 @@ def cw_rgp_loss(
     whitening: str = "zca",
     generator: torch.Generator | None = None,
     eps: float = 0.0,
+    whitening_iterations: int = 15,
 ) -> Tensor:
     """CW-RGP: channel whitening with random group partition (Weng et al., NeurIPS 2022).
 
@@ -234,7 +234,7 @@ def cw_rgp_loss(
         embeddings: (d, n, k) floating point, d >= 2; n a multiple of `slice_size`, k of `groups`.
         slice_size: images per slice; fewer than the k / groups channels of a group, half of them is advised.
         iterations, normalize, generator: as in `w_mse_loss`.
-        whitening, eps: as in `whiten`.
+        whitening, eps, whitening_iterations: as in `whiten`.
 
     Returns:
         A scalar of at least float32.
@@ -251,7 +251,7 @@ def cw_rgp_loss(
     order = dealt.argsort(-1).expand_as(slices)
     channels = slices.gather(-1, order).mT.unflatten(-2, (groups, k // groups))
     # Centred over all channels of an image, not once more over a group's: as in the authors' code.
-    white = whiten(channels, whitening, eps, centre=False).flatten(-3, -2).mT
+    white = whiten(channels, whitening, eps, whitening_iterations, centre=False).flatten(-3, -2).mT
     return mse_loss(white.gather(-1, order.argsort(-1)), normalize)
 
 

@@ -64,6 +64,7 @@ def _cw_rgp(batch: Batch, recipe: Recipe) -> Tensor:
         recipe.whitening,
         batch.generator,
         recipe.whitening_eps,
+        recipe.whitening_iterations,
     )
 
 

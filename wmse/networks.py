@@ -19,7 +19,7 @@ def build_encoder(
 
     "resnet18": torchvision's, 8 * `width` features, with a stem for the size of the images. "small": three
     convolutions and a linear layer for `digits`, which two CPU cores train in a minute; 256 features.
-    "pixels": the normalised image itself, 3,072 features of 32 x 32 pixels; the floor to beat.
+    "pixels": the normalised image itself, three features a pixel; the floor to beat.
 
     Args:
         stem: of resnet18, the paper's. "32px" (CIFAR): a 3x3 convolution of stride 1 in place of the 7x7, no
@@ -82,7 +82,7 @@ def _small() -> nn.Module:
 
 def _pixels() -> nn.Module:
     network = nn.Sequential(nn.Flatten())
-    network.out_features = 3 * 32 * 32
+    network.out_features = 3 * 32 * 32  # of a CIFAR image; nothing is built upon it
     return network
 
 

@@ -1,5 +1,6 @@
 """The runs wanted next, from the recipes and the records: a run with a record leaves the list by itself."""
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,8 @@ class Plan:
     @property
     def command(self) -> str:
         resume = " --resume" if self.status else ""
-        return f"python -m wmse train {self.name} --seed {self.seed} --out {self.out.as_posix()}{resume}"
+        folder = shlex.quote(self.out.as_posix())
+        return f"python -m wmse train {self.name} --seed {self.seed} --out {folder}{resume}"
 
 
 def _runs(rungs: Iterable[str], methods: Iterable[str], seeds: Iterable[int] = (0,)) -> tuple:

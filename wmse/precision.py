@@ -43,12 +43,15 @@ def at_least_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Decorator: the function's tensors come as float32 (float64 stays), and autocast is off inside."""
 
     @functools.wraps(function)
-    def wrapped(first: Tensor, *arguments, **options) -> Tensor:
-        tensors = [
-            value.to(torch.promote_types(value.dtype, torch.float32)) if isinstance(value, Tensor) else value
-            for value in (first, *arguments)
-        ]
-        with torch.autocast(first.device.type, enabled=False):
-            return function(*tensors, **options)
+    def wrapped(*arguments, **options) -> Tensor:
+        arguments = [_promoted(value) for value in arguments]
+        options = {name: _promoted(value) for name, value in options.items()}
+        tensors = [value for value in (*arguments, *options.values()) if isinstance(value, Tensor)]
+        with torch.autocast(tensors[0].device.type if tensors else "cpu", enabled=False):
+            return function(*arguments, **options)
 
     return wrapped
+
+
+def _promoted(value):
+    return value.to(torch.promote_types(value.dtype, torch.float32)) if isinstance(value, Tensor) else value

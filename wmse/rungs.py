@@ -8,10 +8,11 @@ from wmse.schema import recipe_of
 
 # How a run computes, and which of equals it is: no part of what it is an experiment on.
 IMMATERIAL = ("seed", "precision", "compile", "sync_batchnorm")
+# Several processes are material: BatchNorm sees each one's share of a batch, or, synchronised, the whole.
 
 
 def departures(record: dict[str, Any]) -> dict[str, Any]:
-    """Where a record's recipe departs from the one that it is named after, and its limit if it had one.
+    """Where a record's recipe departs from the one it is named after; its limit and processes if it had any.
 
     Fields of the views are named "views.hue". Raises ValueError for a name that is no recipe's.
     """
@@ -21,6 +22,8 @@ def departures(record: dict[str, Any]) -> dict[str, Any]:
     changed = {key: value for key, value in held.items() if value != named[key] and key not in IMMATERIAL}
     if record.get("limit") is not None:
         changed["limit"] = record["limit"]
+    if record.get("processes", 1) > 1:
+        changed |= {"processes": record["processes"], "sync_batchnorm": held["sync_batchnorm"]}
     return changed
 
 

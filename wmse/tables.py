@@ -142,11 +142,13 @@ def _last_of_each_seed(entries: Sequence[Entry]) -> tuple[list[Entry], list[Entr
     return kept, [entry for entry in entries if entry not in kept]
 
 
-def _kind(entry: Entry) -> tuple[str, str, str, int]:
-    """What runs must share to be averaged: data set, method, rung, number of images scored on."""
+def _kind(entry: Entry) -> tuple[str, str, str, int, int, int]:
+    """What runs must share to be averaged: data set, method, rung, images to test, probe and train on."""
     record = entry.record
     method = record["name"].split("/")[1]
-    return recipe_of(record).dataset, method, rung(record), record["images"]["test"]
+    images = record["images"]
+    counts = (images["test"], images.get("probe", images["train"]), images["train"])
+    return recipe_of(record).dataset, method, rung(record), *counts
 
 
 def _quoted(dataset: str, outline: Outline) -> list[str]:
@@ -169,17 +171,17 @@ def _row(dataset: str, method: str, outline: Outline, entries: Sequence[Entry]) 
     return Row(dataset, method, paper, later, measured)
 
 
-def _by_rung(kind: tuple[str, str, str, int]) -> tuple:
+def _by_rung(kind: tuple) -> tuple:
     """The ladder's order: as recipes are listed, each before what departs from it."""
     prefixes = list(dict.fromkeys(name.split("/")[0] for name in RECIPES))
-    return prefixes.index(kind[2].split(" ")[0]), kind[2], kind[3]
+    return prefixes.index(kind[2].split(" ")[0]), *kind[2:]
 
 
 def _measured(entries: list[Entry], paper: dict[str, Figure]) -> Measured:
-    dataset, _, label, images = _kind(entries[0])
+    dataset, _, label, images, *_ = _kind(entries[0])
     refusal = ""
-    if "method" in departures(entries[0].record):
-        refusal = "its method is not the one that its name says"
+    if other := [field for field in ("method", "dataset") if field in departures(entries[0].record)]:
+        refusal = f"its {' and '.join(other)} is not what its name says"
     elif images != SCORED_ON[dataset]:
         likely = "very likely " if dataset == "tiny-imagenet" else ""
         refusal = f"scored on {images:,} images, the paper {likely}on {SCORED_ON[dataset]:,}"

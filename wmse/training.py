@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wmse import distributed, records
-from wmse.data import load, view_batches
+from wmse.data import OWN_PROBE, SPLITS, load, view_batches
 from wmse.deferred import settle
 from wmse.evaluation import effective_rank, embedding_std, evaluate, features, project
 from wmse.methods import WHOLE_BATCH, check_method
@@ -77,8 +77,7 @@ def train(
         if distributed.from_first(lambda: _finished(out, recipe, limit, resume)):
             _say(f"{out} is finished already: nothing to do")
             return out
-        with distributed.first_before_others():
-            sets = _load(recipe, data, where, limit)
+        sets = distributed.first_before_others(lambda: _load(recipe, data, where, limit))
         if recipe.epochs and len(sets["train"]) < recipe.batch_size:
             raise ValueError(
                 f"{len(sets['train'])} training images make no batch of {recipe.batch_size}: "
@@ -105,7 +104,9 @@ def train(
 
 def _load(recipe: Recipe, data: str | Path | None, device: torch.device, limit: int | None) -> dict[str, Any]:
     """The sets to train on, to teach classifiers and to test them: "train", "probe" and "test"."""
-    sets = {split: load(recipe.dataset, split, data, device) for split in ("train", "probe", "test")}
+    splits = [split for split in SPLITS if split != "probe" or recipe.dataset in OWN_PROBE]
+    sets = {split: load(recipe.dataset, split, data, device) for split in splits}
+    sets.setdefault("probe", sets["train"])
     if recipe.method == "supervised":
         sets["train"] = sets["train"].labelled()
     if limit is not None:
@@ -162,9 +163,9 @@ def evaluate_run(
     """Evaluate a run's saved networks again on the images that its record names; the record stays."""
     record = records.read_record(folder)
     recipe = records.recipe_of(record)
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = distributed.choose_device(device)
     probe, test = (
-        images.first(min(record["limit"] or len(images), len(images)))
+        images.first(min(record.get("limit") or len(images), len(images)))
         for images in (load(recipe.dataset, split, data, where) for split in ("probe", "test"))
     )
     return evaluate(*load_networks(folder, recipe, where), probe, test, recipe)
@@ -290,7 +291,7 @@ def _finished(out: Path, recipe: Recipe, limit: int | None, resume: bool) -> boo
             f"{out} holds a run already: resume it, or choose another folder (--resume, --out)"
         )
     now = records.plain(asdict(recipe) | {"limit": limit})
-    before = records.plain(asdict(records.recipe_of(record)) | {"limit": record["limit"]})
+    before = records.plain(asdict(records.recipe_of(record)) | {"limit": record.get("limit")})
     changed = [f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key]]
     if changed:
         raise FileExistsError(
