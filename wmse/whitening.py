@@ -251,7 +251,7 @@ def _newton_schulz(x: Tensor, eps: float, iterations: int, centre: bool) -> Tens
 
 def _covariance(centred: Tensor, eps: float) -> Tensor:
     """(1 - eps) Sigma + eps I, (..., k, k)."""
-    covariance = (centred.mT @ centred) * ((1 - eps) / (centred.shape[-2] - 1))
+    covariance = (centred.mT @ centred).mul_((1 - eps) / (centred.shape[-2] - 1))
     if eps:
         covariance.diagonal(dim1=-2, dim2=-1).add_(eps)
     return covariance
