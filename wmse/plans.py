@@ -22,7 +22,7 @@ TRAINING_IMAGES = {
 
 # Where nothing has been measured yet, by kind of device: views a second of ResNet-18 at `width` on a grid of
 # 32 x 32 after the stem. On other grids and widths the time grows with the grid's area and the width squared.
-ASSUMED = {"cuda": {"speed": 60_000, "width": 64}, "cpu": {"speed": 1_400, "width": 16}}
+ASSUMED = {"cuda": {"speed": 60_000, "width": 64}, "cpu": {"speed": 1_050, "width": 16}}
 STRIDES = {"32px": 1, "64px": 2, "224px": 4}  # of the stem, pooling included
 IMAGE_SIDES = {"stl10": 96, "tiny-imagenet": 64, "imagenet100": 224}  # pixels, where they are not 32
 
