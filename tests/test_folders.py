@@ -236,5 +236,5 @@ def test_absent_imagenet100_says_what_is_expected(tmp_path):
 
 
 def test_a_part_of_the_set_is_warned_of(tiny):
-    with pytest.warns(UserWarning, match="12 images, 4 to 4 a class, and the published set 100,000"):
+    with pytest.warns(UserWarning, match="12 images in 3 classes, and the published set 100,000"):
         load_tiny(tiny, "train")

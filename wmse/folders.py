@@ -199,10 +199,9 @@ def _train_files(folders: list[Path], advice: str, published: int) -> tuple[tupl
         raise FileNotFoundError(
             f"{len(empty)} of {len(folders)} folders of classes hold no images: {_some(empty)}. {advice}"
         )
-    counts = {len(_files(folder)) for folder in folders}
     if len(files) != published:  # warned of, not refused: a part of the set serves for trials
         warnings.warn(
-            f"{folders[0].parent} holds {len(files):,} images, {min(counts)} to {max(counts)} a class, and "
+            f"{folders[0].parent} holds {len(files):,} images in {len(folders)} classes, and "
             f"the published set {published:,}: scores will not compare. {advice}",
             stacklevel=3,
         )

@@ -1,7 +1,7 @@
 """Which loss a recipe's method minimises, and what sizes it needs."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,17 +21,21 @@ class Batch(NamedTuple):
     generator: torch.Generator  # of the slices
 
 
+def _slicing(batch: Batch, recipe: Recipe) -> dict[str, Any]:
+    """What the losses that whiten slices have in common."""
+    return {
+        "slice_size": recipe.slice_size,
+        "iterations": recipe.iterations,
+        "normalize": recipe.normalize,
+        "whitening": recipe.whitening,
+        "generator": batch.generator,
+        "eps": recipe.whitening_eps,
+        "whitening_iterations": recipe.whitening_iterations,
+    }
+
+
 def _w_mse(batch: Batch, recipe: Recipe) -> Tensor:
-    return losses.w_mse_loss(
-        batch.outputs.embeddings,
-        recipe.slice_size,
-        recipe.iterations,
-        recipe.normalize,
-        recipe.whitening,
-        batch.generator,
-        recipe.whitening_eps,
-        recipe.whitening_iterations,
-    )
+    return losses.w_mse_loss(batch.outputs.embeddings, **_slicing(batch, recipe))
 
 
 def _mse(batch: Batch, recipe: Recipe) -> Tensor:
@@ -55,17 +59,7 @@ def _vicreg(batch: Batch, recipe: Recipe) -> Tensor:
 
 
 def _cw_rgp(batch: Batch, recipe: Recipe) -> Tensor:
-    return losses.cw_rgp_loss(
-        batch.outputs.embeddings,
-        recipe.slice_size,
-        recipe.groups,
-        recipe.iterations,
-        recipe.normalize,
-        recipe.whitening,
-        batch.generator,
-        recipe.whitening_eps,
-        recipe.whitening_iterations,
-    )
+    return losses.cw_rgp_loss(batch.outputs.embeddings, groups=recipe.groups, **_slicing(batch, recipe))
 
 
 def _intl(batch: Batch, recipe: Recipe) -> Tensor:
