@@ -1,20 +1,17 @@
 """The W-MSE loss, forward and backward, against the plain loop over slices and pairs.
 
-    python -m benchmarks.loss [--device cuda] [--rounds 60]
+    python -m benchmarks.loss [--device cuda] [--rounds 120] [--threads 1]
 
-The plain loop factorises each slice once (z = h @ L^-T) and leaves the gradient to autograd. Both run in
-turn, so that both meet the same machine; medians are compared.
+The plain loop factorises each slice once (z = h @ L^-T) and leaves the gradient to autograd.
 """
 
-import argparse
 import itertools
-import statistics
-import time
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks import measuring
 from wmse.losses import w_mse_loss
 
 SIZES = [(2, 512, 64, 128), (4, 256, 64, 128), (2, 1024, 128, 256)]  # d, n, k, slice
@@ -38,19 +35,8 @@ def plain_loop(embeddings: Tensor, slice_size: int, generator: torch.Generator |
     return torch.stack(losses).mean()
 
 
-def seconds(loss, embeddings: Tensor, slice_size: int) -> float:
-    """Wall time of one forward and backward."""
-    embeddings.grad = None
-    synchronize = torch.cuda.synchronize if embeddings.is_cuda else (lambda: None)
-    synchronize()
-    start = time.perf_counter()
-    loss(embeddings, slice_size).backward()
-    synchronize()
-    return time.perf_counter() - start
-
-
-def compare(size: tuple[int, int, int, int], device: str, rounds: int) -> dict[str, float]:
-    """Medians in milliseconds of both forms at one size, after a check that they agree."""
+def compare(size: tuple[int, int, int, int], device: torch.device, rounds: int) -> dict[str, float]:
+    """A row of the table: medians in milliseconds of both forms, after a check that they agree."""
     d, n, k, slice_size = size
     generator = torch.Generator(device).manual_seed(0)
     base = torch.randn(n, k, generator=generator, device=device)
@@ -66,34 +52,39 @@ def compare(size: tuple[int, int, int, int], device: str, rounds: int) -> dict[s
     assert abs(value / plain_value - 1) < 1e-5, "the two losses differ"
     assert (gradient - plain_gradient).norm() / plain_gradient.norm() < 1e-5, "the two gradients differ"
 
-    times: dict[str, list[float]] = {"plain": [], "wmse": []}
-    for _ in range(rounds):
-        times["plain"].append(seconds(plain_loop, embeddings, slice_size))
-        times["wmse"].append(seconds(w_mse_loss, embeddings, slice_size))
-    return {name: 1e3 * statistics.median(values[rounds // 6 :]) for name, values in times.items()}
+    def step(loss):
+        embeddings.grad = None
+        loss(embeddings, slice_size).backward()
+
+    forms = {"plain": lambda: step(plain_loop), "wmse": lambda: step(w_mse_loss)}
+    times = measuring.medians(forms, rounds, device, block=10)
+    row = dict(zip(("d", "n", "k", "slice"), size, strict=True))
+    row |= {f"{name}_ms": 1e3 * time for name, time in times.items()}
+    return row | {"ratio": times["plain"] / times["wmse"]}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def main(arguments: list[str] | None = None) -> None:
+    options = measuring.parse(
+        __doc__,
+        ("--rounds", {"type": int, "default": 120, "help": "timed calls of each form (%(default)s)"}),
+        ("--threads", {"type": int, "default": 1, "help": "CPU threads (%(default)s)"}),
+        arguments=arguments,
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=120, help="timed calls of each form")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    name = (
-        torch.cuda.get_device_name() if arguments.device == "cuda" else f"CPU, {arguments.threads} thread(s)"
+    before = torch.get_num_threads()
+    torch.set_num_threads(options.threads)
+    table = measuring.Table(
+        "loss",
+        "W-MSE loss, forward and backward",
+        {"d": "d", "n": "n", "k": "k", "slice": "slice", "plain_ms": "plain loop, ms"}
+        | {"wmse_ms": "wmse, ms", "ratio": "ratio"},
+        [compare(size, options.device, options.rounds) for size in SIZES],
+        "`wmse.losses.w_mse_loss` against the same loss as a loop over slices, views and pairs, whose "
+        "gradient is autograd's; both checked to agree. "
+        f"Medians of {options.rounds} calls, ten at a time in turns, float32"
+        + (f", {options.threads} CPU thread(s)." if options.device.type == "cpu" else "."),
     )
-    print(
-        f"W-MSE loss, forward + backward, medians of {arguments.rounds} on {name}, torch {torch.__version__}"
-    )
-    print(f"{'d':>3} {'n':>5} {'k':>4} {'slice':>6} {'plain loop':>12} {'wmse':>9} {'ratio':>6}")
-    for size in SIZES:
-        medians = compare(size, arguments.device, arguments.rounds)
-        ratio = medians["plain"] / medians["wmse"]
-        sizes = "{:3d} {:5d} {:4d} {:6d}".format(*size)
-        print(f"{sizes} {medians['plain']:9.2f} ms {medians['wmse']:6.2f} ms {ratio:5.1f}x")
+    measuring.finish(table, options.device, options.out)
+    torch.set_num_threads(before)
 
 
 if __name__ == "__main__":

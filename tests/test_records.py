@@ -71,7 +71,7 @@ def test_the_hash_is_of_the_sources(tmp_path, monkeypatch):
     assert records.package_hash() == first
     (package / "a.py").write_text("x = 2\n")
     assert records.package_hash() != first
-    assert records._git() is None, "outside a checkout there is no commit"
+    assert records.git_state() is None, "outside a checkout there is no commit"
 
 
 MISSING = object()

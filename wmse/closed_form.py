@@ -17,29 +17,46 @@ def sum_of_cosines(v: Tensor) -> Tensor:
     respect to v_i is 2 (s - (s . u_i) u_i) / |v_i|, what of s is orthogonal to u_i. A vector of length 0 has
     cosine 0 with any other.
     """
-    return _SumOfCosines.apply(v)[0]
+    return _SumOfCosines.apply(v)
+
+
+def permuted(x: Tensor, orders: Tensor) -> Tensor:
+    """x (d, n, k) with its rows in each of w orders, int64 (w, n), each a permutation: (d, w, n, k)."""
+    return _Permuted.apply(x, orders)
+
+
+class _Permuted(torch.autograd.Function):
+    """Its gradient gathers by the inverse permutations what autograd would scatter."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, orders: Tensor) -> Tensor:
+        ctx.save_for_backward(orders)
+        return x.index_select(1, orders.flatten()).unflatten(1, orders.shape)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        places = ctx.saved_tensors[0].argsort(1)
+        if len(places) == 1:
+            return grad[:, 0].index_select(1, places[0]), None
+        gathered = [part.index_select(1, place) for part, place in zip(grad.unbind(1), places, strict=True)]
+        return torch.stack(gathered).sum(0), None
 
 
 class _SumOfCosines(torch.autograd.Function):
     @staticmethod
-    def forward(v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(ctx, v: Tensor) -> Tensor:
         lengths = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
         scale = lengths.clamp_min(1e-12).reciprocal_()
         unit = v * scale
         total = unit.sum(0)
-        return total.square().sum() - (lengths * scale).square().sum(), unit, scale, total
+        ctx.save_for_backward(unit, scale, total)
+        return total.square().sum() - lengths.mul_(scale).square_().sum()
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(*output[1:])
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor | None, *_) -> Tensor | None:
-        if grad is None:
-            return None
+    def backward(ctx, grad: Tensor) -> Tensor:
         refuse_second_derivative("the cosine distance")
         unit, scale, total = ctx.saved_tensors
-        along = (unit * total).sum(-1, keepdim=True)
-        return torch.addcmul(total, unit, along, value=-1).mul_(2 * grad * scale)
+        grad_v = unit * total
+        along = grad_v.sum(-1, keepdim=True)
+        torch.mul(unit, along, out=grad_v)  # into the same memory, which the cache has at hand
+        return torch.sub(total, grad_v, out=grad_v).mul_(2 * grad * scale)

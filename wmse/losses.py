@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wmse.closed_form import sum_of_cosines
+from wmse.closed_form import permuted, sum_of_cosines
 from wmse.precision import at_least_float32
 from wmse.sizes import check_channel_sizes, check_pairs, check_sizes
 from wmse.whitening import whiten
@@ -43,7 +43,7 @@ def mse_loss(embeddings: Tensor, normalize: bool = True) -> Tensor:
     if not normalize:
         spread = embeddings - embeddings.mean(0)
         return 2 / (d - 1) * spread.square().sum() / (images * k)
-    return 2 - 2 * sum_of_cosines(embeddings) / (images * d * (d - 1))
+    return 2 - sum_of_cosines(embeddings) * (2 / (images * d * (d - 1)))
 
 
 def w_mse_loss(
@@ -92,8 +92,8 @@ def _slices(
     device = embeddings.device
     source = generator.device if generator is not None else device
     permutations = [torch.randperm(n, generator=generator, device=source) for _ in range(iterations)]
-    order = torch.cat(permutations).to(device, non_blocking=True)
-    return embeddings.index_select(1, order).view(d, iterations, n // slice_size, slice_size, k)
+    orders = torch.stack(permutations).to(device, non_blocking=True)
+    return permuted(embeddings, orders).view(d, iterations, n // slice_size, slice_size, k)
 
 
 @at_least_float32

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -39,6 +40,13 @@ def _native(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """A context in which autocast is off on `device`; where it is off already, one that takes no time."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
 def at_least_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Decorator: the function's tensors come as float32 (float64 stays), and autocast is off inside."""
 
@@ -47,7 +55,7 @@ def at_least_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         arguments = [_promoted(value) for value in arguments]
         options = {name: _promoted(value) for name, value in options.items()}
         tensors = [value for value in (*arguments, *options.values()) if isinstance(value, Tensor)]
-        with torch.autocast(tensors[0].device.type if tensors else "cpu", enabled=False):
+        with without_autocast(tensors[0].device if tensors else torch.device("cpu")):
             return function(*arguments, **options)
 
     return wrapped

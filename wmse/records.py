@@ -5,17 +5,15 @@ import hashlib
 import json
 import math
 import os
-import platform
 import subprocess
-import sys
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from wmse import machine
 from wmse.recipes import RECIPES, Recipe
 from wmse.schema import BrokenRecordError, validate
 from wmse.schema import recipe_of as recipe_of
@@ -36,10 +34,10 @@ def start_record(
         "overrides": overrides,
         "command": command,
         "seed": recipe.seed,
-        "git": _git(),
+        "git": git_state(),
         "package_sha256": package_hash(),
-        "versions": _versions(),
-        "hardware": _hardware(device),
+        "versions": machine.versions(),
+        "hardware": machine.describe(device),
         "started": now(),
     }
 
@@ -132,16 +130,6 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def peak_memory_mb(device: torch.device) -> float:
-    """The most memory this process has held so far in MiB: the GPU's if `device` is one, else the host's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    import resource  # Unix only
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 def package_hash() -> str:
     """SHA-256 over the package's sources: two records with the same one ran the same code."""
     digest = hashlib.sha256()
@@ -160,7 +148,7 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _git() -> dict[str, Any] | None:
+def git_state() -> dict[str, Any] | None:
     """Commit of the package's checkout and whether the checkout differs from it; None outside of one."""
 
     def git(*arguments: str) -> str:
@@ -181,37 +169,3 @@ def _git() -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    for package in ("wmse", "torchvision", "numpy", "scikit-learn"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
-
-
-def _hardware(device: torch.device) -> dict[str, Any]:
-    processor = platform.processor()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    hardware: dict[str, Any] = {
-        "device": device.type,
-        "platform": platform.platform(terse=True),
-        "cpu": processor,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        hardware |= {"gpu": properties.name, "gpu_memory_mb": properties.total_memory // 2**20}
-        hardware |= {
-            "compute_capability": f"{properties.major}.{properties.minor}",
-            "cuda": torch.version.cuda,
-        }
-    return hardware

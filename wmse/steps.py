@@ -54,35 +54,44 @@ def train_step(run: Run, learner: nn.Module, views: Tensor, labels: Tensor) -> t
         views: (d, n, 3, h, w) float32, normalised; n images of this process.
         labels: (n,) int64; only supervised training looks at them.
     """
-    recipe = run.recipe
     loss, embeddings = batch_loss(run, learner, views, labels)
-    for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate(recipe, run.step, run.steps_per_epoch)
     run.optimizer.zero_grad()
     run.scaler.scale(loss).backward()
+    update(run)
+    return loss.detach(), embeddings.detach()
+
+
+def batch_loss(run: Run, learner: nn.Module, views: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of a batch and its embeddings (d, n, k), float32, with their graph; as in `train_step`."""
+    outputs = forward(run, learner, views)
+    embeddings = outputs.embeddings
+    require(embeddings.isfinite().all(), lambda _: diverged(run, "the embeddings hold NaN or infinity"))
+    if run.recipe.method in WHOLE_BATCH:
+        outputs = outputs._replace(embeddings=distributed.gather_images(embeddings))
+    loss = OBJECTIVES[run.recipe.method](Batch(outputs, labels, run.generators["slices"]), run.recipe)
+    require(loss.isfinite(), lambda _: diverged(run, "the loss is NaN or infinite"))
+    return loss, embeddings
+
+
+def forward(run: Run, learner: nn.Module, views: Tensor) -> Outputs:
+    """What the networks make of views (d, n, 3, h, w), in the run's precision; float32 in the end."""
+    separate = [view.contiguous(memory_format=run.memory_format) for view in views]
+    with torch.autocast(views.device.type, run.dtype, enabled=run.dtype != torch.float32):
+        outputs = learner(separate)
+    return Outputs(*(None if tensor is None else tensor.float() for tensor in outputs))
+
+
+def update(run: Run) -> None:
+    """Move the weights by the gradients that they have, at this step's rate, and count the step."""
+    recipe = run.recipe
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate(recipe, run.step, run.steps_per_epoch)
     run.scaler.step(run.optimizer)
     run.scaler.update()
     if run.learner.target is not None:
         progress = run.step // run.steps_per_epoch / recipe.epochs
         run.learner.follow(target_momentum(recipe.target_momentum, progress))
     run.step += 1
-    return loss.detach(), embeddings.detach()
-
-
-def batch_loss(run: Run, learner: nn.Module, views: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss of a batch and its embeddings (d, n, k), float32, with their graph; as in `train_step`."""
-    recipe = run.recipe
-    separate = [view.contiguous(memory_format=run.memory_format) for view in views]
-    with torch.autocast(views.device.type, run.dtype, enabled=run.dtype != torch.float32):
-        outputs = learner(separate)
-    outputs = Outputs(*(None if tensor is None else tensor.float() for tensor in outputs))
-    embeddings = outputs.embeddings
-    require(embeddings.isfinite().all(), lambda _: diverged(run, "the embeddings hold NaN or infinity"))
-    if recipe.method in WHOLE_BATCH:
-        outputs = outputs._replace(embeddings=distributed.gather_images(embeddings))
-    loss = OBJECTIVES[recipe.method](Batch(outputs, labels, run.generators["slices"]), recipe)
-    require(loss.isfinite(), lambda _: diverged(run, "the loss is NaN or infinite"))
-    return loss, embeddings
 
 
 def diverged(run: Run, what: str) -> DivergenceError:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wmse import distributed, records
+from wmse import distributed, machine, records
 from wmse.data import OWN_PROBE, SPLITS, load, view_batches
 from wmse.deferred import settle
 from wmse.evaluation import effective_rank, embedding_std, evaluate, features, project
@@ -73,6 +73,7 @@ def train(
     """
     recipe, out = recipe or get_recipe(name), Path(out)
     with distributed.joined(device) as where:
+        machine.prepare(where)
         check_recipe(recipe, where)
         if distributed.from_first(lambda: _finished(out, recipe, limit, resume)):
             _say(f"{out} is finished already: nothing to do")
@@ -88,10 +89,8 @@ def train(
             state = distributed.from_first(lambda: load_checkpoint(out))
             if state:
                 run.load_state_dict(state)
-            _say(
-                f"{out}: "
-                + (f"resuming after step {run.step}" if state else "no checkpoint: from the beginning")
-            )
+            found = f"resuming after step {run.step}" if state else "no checkpoint: from the beginning"
+            _say(f"{out}: {found}")
         first = distributed.rank() == 0
         if not first:
             _loop(run, sets["train"], out)
@@ -152,7 +151,7 @@ def _train_and_record(
         views = run.step * recipe.batch_size * recipe.positives
         record |= {"finished": records.now(), "steps": run.step, "train_seconds": run.seconds}
         record |= {"views_per_second": views / run.seconds if run.seconds else None}
-        record |= {"peak_memory_mb": records.peak_memory_mb(device), "curve": records.read_metrics(out)}
+        record |= {"peak_memory_mb": machine.peak_memory_mb(device), "curve": records.read_metrics(out)}
         records.write_record(out, record)
     remove_checkpoints(out)
 
@@ -164,6 +163,7 @@ def evaluate_run(
     record = records.read_record(folder)
     recipe = records.recipe_of(record)
     where = distributed.choose_device(device)
+    machine.prepare(where)
     probe, test = (
         images.first(min(record.get("limit") or len(images), len(images)))
         for images in (load(recipe.dataset, split, data, where) for split in ("probe", "test"))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from wmse.closed_form import refuse_second_derivative
+from wmse.precision import without_autocast
 from wmse.singular import SingularCovarianceError as SingularCovarianceError
 from wmse.singular import check_arguments, gate
 
@@ -53,10 +54,10 @@ def whiten(
     """
     check_arguments(x, method, eps, iterations, list(WHITENING))
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x.device):
         if method == "newton-schulz":
             return _newton_schulz(x, eps, iterations, centre)
-        return _Whitening.apply(x, eps, method, centre)[0]
+        return _Whitening.apply(x, eps, method, centre)
 
 
 class _Whitening(torch.autograd.Function):
@@ -80,34 +81,24 @@ class _Whitening(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        x: Tensor, eps: float, method: str, centre: bool
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    def forward(ctx, x: Tensor, eps: float, method: str, centre: bool) -> Tensor:
         centred = x - x.mean(-2, keepdim=True) if centre else x
         found = FACTORISATIONS[method](centred, eps)
         passed = _gate(found, centred, x, method, centre)
         matrix = found.matrix * passed
         z = centred @ matrix.mT if found.whitened is None else found.whitened * passed
-        return z, matrix, found.basis, found.share
+        ctx.save_for_backward(z, matrix, found.basis, found.share)
+        ctx.eps, ctx.centre = eps, centre
+        return z
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.eps, ctx.centre = inputs[1], inputs[3]
-        ctx.save_for_backward(*output)
-        ctx.mark_non_differentiable(*(tensor for tensor in output[1:] if tensor is not None))
-        ctx.set_materialize_grads(False)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor | None, *_) -> tuple[Tensor | None, None, None, None]:
-        if grad is None:
-            return None, None, None, None
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
         refuse_second_derivative("whiten")
         z, matrix, basis, share = ctx.saved_tensors
-        with torch.autocast(z.device.type, enabled=False):
+        with without_autocast(z.device):
             symmetric = _divided(grad.mT @ z, basis, share)
-            symmetric.mul_((1 - ctx.eps) / (z.shape[-2] - 1))
             rows = [tensor.reshape(-1, *tensor.shape[-2:]) for tensor in (grad, z, symmetric)]
-            grad_x = torch.baddbmm(*rows, alpha=-1).view_as(z) @ matrix
+            grad_x = torch.baddbmm(*rows, alpha=(ctx.eps - 1) / (z.shape[-2] - 1)).view_as(z) @ matrix
         if ctx.centre:
             grad_x.sub_(grad_x.mean(-2, keepdim=True))
         return grad_x, None, None, None

@@ -1,0 +1,95 @@
+"""Threads and memory of the process, and what a record says of the machine."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from wmse import machine
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({"cpu.max": "150000 100000\n"}, 1.5),
+        ({"cpu.max": "max 100000\n"}, float("inf")),
+        ({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4.0),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, float("inf")),
+        ({}, float("inf")),
+        ({"cpu.max": "nonsense"}, float("inf")),
+    ],
+)
+def test_a_containers_quota_limits_the_cores(files, quota, tmp_path, monkeypatch):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(3)), raising=False)
+    assert machine.usable_cores() == int(min(3, quota))
+
+
+def test_half_a_core_is_still_one_thread(tmp_path, monkeypatch):
+    (tmp_path / "cpu.max").write_text("50000 100000")
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    assert machine.usable_cores() == 1
+
+
+PREPARED = """
+import os, sys, torch
+from wmse import machine
+torch.set_num_threads(int(sys.argv[1]))
+machine.usable_cores = lambda: 2
+machine.prepare(torch.device(sys.argv[2]))
+print(torch.get_num_threads())
+"""
+
+
+@pytest.mark.parametrize(
+    ("set_before", "device", "variable", "threads"),
+    [(8, "cpu", None, 2), (1, "cpu", None, 1), (8, "cpu", "8", 8), (8, "meta", None, 8)],
+)
+def test_threads_follow_the_cores_unless_someone_has_said_otherwise(set_before, device, variable, threads):
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    environment |= {"OMP_NUM_THREADS": variable} if variable else {}
+    command = [sys.executable, "-c", PREPARED, str(set_before), device]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout) == threads
+
+
+FAULTS = """
+import resource, torch
+from wmse import machine
+if {prepare}: machine.prepare(torch.device("cpu"))
+def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(40): torch.ones(2**24)
+before = faults()
+for _ in range(8): torch.ones(2**24)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="is of Linux's C library")
+def test_memory_taken_again_is_not_cleared_again():
+    """Eight times 64 MiB, fresh from the kernel: 16,384 pages each, or fewer if they are large ones."""
+
+    def pages(prepare):
+        code = FAULTS.format(prepare=prepare)
+        return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout)
+
+    kept, fresh = pages(True), pages(False)
+    if fresh < 64:
+        pytest.skip("the C library keeps memory by itself")
+    assert kept < fresh / 4
+
+
+def test_a_record_knows_its_machine():
+    described = machine.describe(CPU)
+    assert described["device"] == "cpu" and described["threads"] == torch.get_num_threads()
+    assert machine.versions()["torch"] == torch.__version__
+    before = machine.peak_memory_mb(CPU)
+    torch.ones(2**24 + int(before * 2**18))  # more than all so far, at four bytes each
+    assert machine.peak_memory_mb(CPU) > before + 32
