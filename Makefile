@@ -19,7 +19,8 @@ lint: $(INSTALLED) ## check style, formatting, and that notebooks are stored wit
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/nbstripout --keep-id --verify notebooks/*.ipynb
 
-bench: $(INSTALLED) ## compare the loss's speed with a plain loop's
+bench: $(INSTALLED) ## measure the speed of all parts against plain references (20 minutes; leave the machine idle)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
 	$(BIN)/python -m benchmarks
 
 picture: $(INSTALLED) ## take the README's picture from chapter 5 as executed last

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.page import shown
 from wmse import machine, records
 from wmse.distributed import choose_device
 
@@ -78,7 +79,8 @@ def machine_name(device: torch.device) -> str:
     known = machine.describe(device)
     if "gpu" in known:
         return known["gpu"]
-    return f"{known['cpu'] or known['platform']}, {machine.usable_cores()} cores"
+    cores = machine.usable_cores()
+    return f"{known['cpu'] or known['platform']}, {cores} core{'s' * (cores > 1)}"
 
 
 def finish(table: Table, device: torch.device, out: Path) -> Path:
@@ -115,13 +117,3 @@ def as_text(table: Table) -> str:
         ).rstrip()
         for line in lines
     )
-
-
-def shown(value: Any) -> str:
-    """A cell: numbers to three digits, none of them in powers of ten; nothing for None."""
-    if value is None:
-        return ""
-    if isinstance(value, float):
-        digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 0.1 else 4
-        return f"{value:,.{digits}f}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

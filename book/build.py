@@ -27,8 +27,11 @@ import nbformat
 import papermill
 import yaml
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import links
+
+from benchmarks import page
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE_FILES = shutil.ignore_patterns("*.py", "__pycache__")
@@ -252,6 +255,14 @@ def stage_pages(root: Path, names: list[str]) -> None:
             shutil.copytree(root / folder, stage / folder, ignore=ignored)
     for file in ("_config.yml", "_toc.yml"):
         shutil.copy2(root / file, stage / file)
+    # What book/speed.md includes.
+    try:
+        tables = page.markdown(root / "benchmarks" / "results")
+    except ValueError as error:
+        raise BuildError(str(error)) from None
+    (stage / "book" / "speed-tables.md").write_text(tables, "utf-8")
+    if (root / "benchmarks" / "LOG.md").exists():
+        shutil.copy2(root / "benchmarks" / "LOG.md", stage / "book" / "speed-log.md")
     shutil.copy2(mathjax(), stage / "book" / "_static" / "tex-svg.js")
     for staged in (stage / "notebooks").glob("*.ipynb"):
         if staged.stem not in names:

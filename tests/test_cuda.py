@@ -121,3 +121,13 @@ def test_every_method_takes_steps(method):
         loss, _ = steps.train_step(run, learner, views, labels)
     deferred.settle()
     assert bool(loss.isfinite())
+
+
+def test_the_step_is_benchmarked_and_profiled(tmp_path):
+    from benchmarks import page, step
+
+    flags = ["--device", "cuda", "--steps", "2", "--profile", "--out", str(tmp_path)]
+    step.main(["--recipe", "cifar10/w-mse-2", *flags])
+    tables = page.read(tmp_path)
+    assert {"step-cifar10-w-mse-2", "profile-cifar10-w-mse-2"} == {table["benchmark"] for table in tables}
+    assert all(table["rows"] and "gpu" in table["hardware"] for table in tables)

@@ -31,7 +31,7 @@ Written by `python -m wmse queue --write` from the recipes and the records in th
 A run whose record is finished leaves the list. Each command can be cut off and goes on with `--resume`.
 CIFAR-10 is fetched on first use, or taken from `--data DIR` or `$WMSE_DATA`."""
 UNBROKEN = {"break_long_words": False, "break_on_hyphens": False}
-ON_A_GPU_FIRST = ("python -m pytest tests/test_cuda.py", "python -m benchmarks --device cuda")
+ON_A_GPU_FIRST = ("python -m pytest tests/test_cuda.py", "python -m benchmarks --device cuda --profile")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,114 @@
+"""Scoring representations: k-NN and the linear probe against plain forms, and an evaluation as a whole.
+
+    python -m benchmarks.evaluation [--device cuda]
+
+The features are noise around ten class centres, as many and as wide as ResNet-18's of CIFAR-10 on a GPU, and
+a tenth as many on a CPU. The whole is what follows a run: features, probes, k-NN, measures of collapse.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks import measuring
+from benchmarks.step import noise_images
+from wmse.evaluation import classify, evaluate, knn_accuracy
+from wmse.recipes import get_recipe
+from wmse.runs import start_run
+
+EPOCHS = 20  # of the probe's 500
+BATCH, RATES, DECAY = 1000, (1e-2, 1e-6), 5e-6  # the rest of its schedule
+
+
+def clusters(count: int, width: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Features (count, width) float32 around ten centres, and their classes."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(10, width, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(0, 10, (count,), generator=generator)
+    rows = centres[labels] + 2 * torch.randn(count, width, generator=generator)
+    return rows.to(device), labels.to(device)
+
+
+def plain_probe(rows: Tensor, labels: Tensor, test: Tensor) -> Tensor:
+    """Logits of `test` by a linear layer trained as the probe is, with autograd and torch's Adam."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(rows.shape[1], int(labels.max()) + 1).to(rows.device)
+    optimizer = torch.optim.Adam(layer.parameters(), RATES[0], weight_decay=DECAY)
+    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, (RATES[1] / RATES[0]) ** (1 / EPOCHS))
+    for _ in range(EPOCHS):
+        for index in torch.randperm(len(rows), device=rows.device).split(BATCH):
+            optimizer.zero_grad()
+            F.cross_entropy(layer(rows[index]), labels[index]).backward()
+            optimizer.step()
+        schedule.step()
+    return layer(test).detach()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = measuring.parse(
+        __doc__,
+        ("--rows", {"type": int, "help": "features to learn from (50,000 on CUDA, 5,000 on a CPU)"}),
+        ("--rounds", {"type": int, "default": 3, "help": "timed calls of each form (%(default)s)"}),
+        arguments=arguments,
+    )
+    device = options.device
+    on_gpu = device.type == "cuda"
+    count = options.rows or (50_000 if on_gpu else 5_000)
+    train, labels = clusters(count, 512, 1, device)
+    test, answers = clusters(count // 5, 512, 2, device)
+    rows = []
+
+    def compare(what: str, plain_name: str, plain, ours) -> None:
+        """A row, after a check that both answer alike: within two points of accuracy."""
+        scores = plain(), ours()
+        assert abs(scores[0] - scores[1]) < 2, f"{what}: {scores[0]} by {plain_name}, {scores[1]} by wmse"
+        times = measuring.medians({"plain": plain, "wmse": ours}, options.rounds, device)
+        rows.append(
+            {"what": what, "against": plain_name, "plain": times["plain"], "wmse": times["wmse"]}
+            | {"ratio": times["plain"] / times["wmse"]}
+        )
+
+    def sklearn_knn() -> float:
+        from sklearn.neighbors import KNeighborsClassifier
+
+        known = KNeighborsClassifier(5, algorithm="brute").fit(train.cpu().numpy(), labels.cpu().numpy())
+        return 100 * known.score(test.cpu().numpy(), answers.cpu().numpy())
+
+    def percent(logits: Tensor) -> float:
+        return 100 * float((logits.argmax(1) == answers).float().mean())
+
+    compare(
+        f"5-NN, {count // 5:,} queries in {count:,} rows",
+        "scikit-learn, brute force",
+        sklearn_knn,
+        lambda: knn_accuracy(train, labels, test, answers),
+    )
+    compare(
+        f"linear probe, {EPOCHS} of 500 epochs",
+        "autograd and torch's Adam",
+        lambda: percent(plain_probe(train, labels, test)),
+        lambda: percent(classify(train, labels, test, epochs=EPOCHS)),
+    )
+
+    of = "cifar10" if on_gpu else "digits"
+    recipe = get_recipe(f"{of}/w-mse-2")
+    probe = noise_images(50_000 if on_gpu else 2048, device)
+    held_out = noise_images(10_000 if on_gpu else 2048, device)
+    run = start_run(recipe, len(probe), device)
+    whole = measuring.seconds(lambda: evaluate(run.encoder, run.projector, probe, held_out, recipe), device)
+    rows.append({"what": f"a run's evaluation, images as many as {of} has", "wmse": whole})
+    table = measuring.Table(
+        "evaluation",
+        "Scoring representations",
+        {"what": "what", "against": "against", "plain": "that, s", "wmse": "wmse, s", "ratio": "ratio"},
+        rows,
+        f"512 features an image; medians of {options.rounds} calls in turns, the answers checked to agree. "
+        "The whole evaluation: features, probes on all, a tenth and a hundredth of the labels, k-NN by two "
+        "distances, measures of collapse; once.",
+    )
+    measuring.finish(table, device, options.out)
+
+
+if __name__ == "__main__":
+    main()

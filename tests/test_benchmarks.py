@@ -1,0 +1,189 @@
+"""What benchmarks compare is the same work, what they count is right, and the page shows what they wrote."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import book, ceilings, loss, measuring, page, reference, step, views
+from wmse.recipes import get_recipe
+from wmse.runs import start_run
+from wmse.steps import train_step, wrapped
+from wmse.views import make_views
+
+ROOT = Path(__file__).resolve().parents[1]
+CPU = torch.device("cpu")
+
+
+def tiny(name, **changes):
+    return replace(get_recipe(name), batch_size=128, precision="float32", **changes)
+
+
+@pytest.mark.parametrize("method", ["w-mse-2", "vicreg", "byol", "supervised"])
+def test_the_parts_together_are_a_step_of_training(method):
+    recipe = tiny(f"digits/{method}")
+    images = step.noise_images(256, CPU)
+    index = torch.arange(128)
+    split, whole = (start_run(recipe, len(images), CPU) for _ in range(2))
+    learners = [wrapped(run) for run in (split, whole)]
+    marks = []
+    for _ in range(2):
+        step.split_step(split, learners[0], images, index, marks.append)
+        drawn = make_views(
+            images.images[index], 2, images.mean, images.std, recipe.views, whole.generators["views"]
+        )
+        train_step(whole, learners[1], drawn, images.labels[index])
+    assert marks == list(step.PARTS) * 2 and split.step == whole.step == 2
+    for one, other in zip(split.learner.parameters(), whole.learner.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_operations_are_those_of_the_layers():
+    """ResNet-18 for 32 pixels: 0.5558 G multiply-adds an image, counted by hand from its layers' shapes."""
+    recipe = replace(get_recipe("cifar10/w-mse-2"), precision="float32", projector_width=8)
+    run = start_run(recipe, 1024, CPU)
+    counted = step.operations(run, step.noise_images(4, CPU))
+    convolutions = 27 * 64 * 32**2 + 4 * 9 * 64**2 * 32**2
+    for width, side in ((128, 16), (256, 8), (512, 4)):
+        first, shortcut = 9 * width // 2 * width, width // 2 * width
+        convolutions += (first + 3 * 9 * width**2 + shortcut) * side**2
+    ahead = 2 * (convolutions + 512 * 8 + 8 * 64) * 1024
+    assert counted["forward"] == pytest.approx(ahead, rel=1e-6)
+    stem = 2 * 27 * 64 * 32**2 * 1024  # whose input needs no gradient
+    assert counted["backward"] == pytest.approx(2 * ahead - stem, rel=1e-6)
+
+
+def test_fewest_bytes_are_those_of_the_layers():
+    recipe = tiny("digits/w-mse-2", projector_width=16)
+    counted = step.fewest_bytes(start_run(recipe, 256, CPU), step.noise_images(4, CPU))
+    inputs = 3 * 32**2 + 32 * 16**2 + 64 * 8**2 + 128 * 4**2 + 256 + 16
+    outputs = 32 * 16**2 + 64 * 8**2 + 128 * 4**2 + 256 + 16 + 32
+    assert counted["forward"] == (inputs + outputs) * 256 * 4
+    assert counted["backward"] == (2 * inputs + 4 * outputs) * 256 * 4
+
+
+def test_the_plain_loop_is_the_same_loss():
+    row = loss.compare((3, 64, 8, 32), CPU, rounds=10)  # raises where they differ
+    assert row["ratio"] > 0 and row["k"] == 8
+
+
+def test_pillows_views_and_ours_are_drawn_from_the_same_protocol():
+    """Means and deviations of many views of one picture, by both."""
+    from PIL import Image
+
+    images = step.noise_images(1, CPU)
+    ramp = torch.linspace(0, 255, 32).expand(3, 32, 32).mul(torch.tensor([1.0, 0.6, 0.3])[:, None, None])
+    picture = ramp.to(torch.uint8)
+    transform = views.pillow_views(get_recipe("cifar10/w-mse-2").views, images.mean, images.std, 32)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        theirs = torch.stack(
+            [transform(Image.fromarray(picture.permute(1, 2, 0).numpy())) for _ in range(600)]
+        )
+    generator = torch.Generator().manual_seed(0)
+    recipe = get_recipe("cifar10/w-mse-2")
+    ours = make_views(picture[None], 600, images.mean, images.std, recipe.views, generator)[:, 0]
+    assert theirs.shape == ours.shape
+    for statistic in (torch.mean, torch.std):
+        torch.testing.assert_close(statistic(theirs), statistic(ours), rtol=0.08, atol=0.08)
+
+
+def test_ceilings_are_positive_and_products_of_more_threads_are_not_slower_by_much():
+    assert ceilings.copy_bandwidth(CPU, 8) > 1e8
+    assert ceilings.product_speed(CPU, torch.float32, 256) > 1e8
+
+
+def test_the_reference_takes_steps():
+    recipe = tiny("digits/w-mse-2")
+    steps = reference.reference_steps(recipe, step.noise_images(256, CPU), CPU, workers=0)
+    for _ in range(3):
+        next(steps)
+    pictures = reference.PillowImages(step.noise_images(3, CPU), recipe)
+    drawn, label = pictures[2]
+    assert len(drawn) == 2 and drawn[0].shape == (3, 32, 32) and label == 2
+
+
+COMMANDS = {
+    "loss": ["--rounds", "2"],
+    "views": ["--images", "8", "--rounds", "1"],
+    "step": ["--recipe", "digits/w-mse-2", "--steps", "1", "--profile"],
+    "reference": ["--recipe", "digits/w-mse-2", "--width", "64", "--steps", "1", "--rounds", "1"],
+    "evaluation": ["--rows", "500", "--rounds", "1"],
+}
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """What every benchmark but the book's writes, at sizes of no interest."""
+    out = tmp_path_factory.mktemp("benchmarks")
+    for name, flags in COMMANDS.items():
+        command = [sys.executable, "-m", f"benchmarks.{name}", "--device", "cpu", "--out", str(out), *flags]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "torch" in done.stdout
+    return out
+
+
+def test_every_benchmark_leaves_a_table_with_its_machine(written):
+    tables = {table["benchmark"]: table for table in page.read(written)}
+    assert {"loss", "views", "step-digits-w-mse-2", "profile-digits-w-mse-2", "reference"} <= set(tables)
+    for table in tables.values():
+        assert table["rows"] and table["hardware"]["device"] == "cpu"
+        assert table["versions"]["torch"] == torch.__version__
+    parts = {row["part"]: row for row in tables["step-digits-w-mse-2"]["rows"]}
+    assert set(step.PARTS) < set(parts)
+    assert sum(parts[part]["share"] for part in step.PARTS) == pytest.approx(100)
+    (row,) = tables["reference"]["rows"]
+    assert row["ratio"] == pytest.approx(row["wmse"] / row["reference"])
+    makers = {row["views"] for row in tables["views"]["rows"]}
+    assert ("kornia" in makers) == (importlib.util.find_spec("kornia") is not None)
+    assert list(written.glob("trace-*.json.gz"))
+
+
+def test_the_page_shows_what_is_in_the_files(written, tmp_path):
+    before = page.markdown(written)
+    assert "No GPU has been measured yet" in before and page.GPU_COMMAND in before
+    for path in written.glob("*/*.json"):
+        table = json.loads(path.read_text())
+        folder = tmp_path / path.parent.name
+        folder.mkdir(exist_ok=True)
+        if table["benchmark"] == "loss":
+            table["rows"][0]["ratio"] = 98.76
+            table["hardware"]["device"] = "cuda"
+        (folder / path.name).write_text(json.dumps(table))
+    after = page.markdown(tmp_path)
+    assert "98.8" in after and "98.8" not in before
+    assert "No GPU has been measured yet" not in after
+    assert page.markdown(tmp_path / "nowhere").startswith(page.NONE_YET)
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"rows": 3}', "[1]"])
+def test_a_file_that_is_no_table_is_named(content, tmp_path):
+    (tmp_path / "machine").mkdir()
+    (tmp_path / "machine" / "loss.json").write_text(content)
+    with pytest.raises(ValueError, match=r"machine.loss\.json"):
+        page.markdown(tmp_path)
+
+
+def test_numbers_are_shown_to_three_digits():
+    shown = [page.shown(value) for value in (None, 0.0, 1234.5, 12.34, 1.234, 0.01234, 12345, "a|b", True)]
+    assert shown == ["", "0", "1,234", "12.3", "1.23", "0.0123", "12,345", "a|b", "True"]
+
+
+def test_forms_are_timed_in_turns():
+    calls = []
+    times = measuring.medians({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 4, CPU, 2)
+    assert "".join(calls) == "aabb" * 3 and set(times) == {"a", "b"}
+
+
+def test_the_books_benchmark_builds_a_copy_without_outputs(tmp_path):
+    book.copied(ROOT, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(book.SOURCES)
+    assert not list(tmp_path.rglob("__pycache__"))
+    with pytest.raises(RuntimeError, match="no notebook nothing"):
+        book.python("book/build.py", "--only", "nothing", folder=tmp_path)
