@@ -21,7 +21,7 @@ lint: $(INSTALLED) ## check style, formatting, and that notebooks are stored wit
 
 bench: $(INSTALLED) ## measure the speed of all parts against plain references (20 minutes; leave the machine idle)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
-	$(BIN)/python -m benchmarks
+	$(BIN)/python -m benchmarks --profile
 
 picture: $(INSTALLED) ## take the README's picture from chapter 5 as executed last
 	$(BIN)/python book/picture.py

@@ -262,16 +262,16 @@ def main(arguments: list[str] | None = None) -> None:
         __doc__,
         ("--recipe", {"action": "append", "help": "recipe to time, may be repeated"}),
         ("--batch-size", {"type": int, "help": "images a batch; the recipe's if left out"}),
-        ("--steps", {"type": int, "help": "timed steps (20 on CUDA, 3 on a CPU)"}),
+        ("--steps", {"type": int, "help": "timed steps (20 on CUDA, 3 on a CPU, 1 there at full width)"}),
         ("--compile", {"action": "store_true", "help": "compile the networks"}),
         ("--profile", {"action": "store_true", "help": "list the operators that take the time too"}),
         arguments=arguments,
     )
     on_gpu = options.device.type == "cuda"
-    steps = options.steps or (20 if on_gpu else 3)
-    usual = ["cifar10/w-mse-2", "cifar10/w-mse-4"] if on_gpu else ["cifar10-cpu/w-mse-2"]
+    usual = ["cifar10/w-mse-2" if on_gpu else "cifar10-cpu/w-mse-2", "cifar10/w-mse-4"]
     for name in options.recipe or usual:
         recipe = get_recipe(name)
+        steps = options.steps or (20 if on_gpu else 3 if recipe.width < 64 else 1)
         recipe = replace(recipe, batch_size=options.batch_size or recipe.batch_size, compile=options.compile)
         images = noise_images(2 * recipe.batch_size, options.device)
         run, learner = started(recipe, options.device, len(images))
