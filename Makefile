@@ -19,7 +19,7 @@ lint: $(INSTALLED) ## check style, formatting, and that notebooks are stored wit
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/nbstripout --keep-id --verify notebooks/*.ipynb
 
-bench: $(INSTALLED) ## measure the speed of all parts against plain references (20 minutes; leave the machine idle)
+bench: $(INSTALLED) ## measure the speed of all parts against plain references (11 minutes; leave the machine idle)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
 	$(BIN)/python -m benchmarks --profile
 
