@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-ORDER = ("reference", "loss", "step", "profile", "views", "evaluation", "book")
+ORDER = ("reference", "loss", "step", "views", "evaluation", "book")
 NONE_YET = "No benchmark has been run yet: `make bench` runs them all."
 NO_GPU = (
     ":::{{note}}\nNo GPU has been measured yet. `{command}` does, and its tables appear here when the book "
@@ -19,13 +19,11 @@ def read(results: Path) -> list[dict[str, Any]]:
     for path in sorted(results.glob("*/*.json")):
         try:
             table = json.loads(path.read_text("utf-8"))
-            _section(table)
+            _section(table), _place(table), table["title"], table["hardware"]["device"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not what a benchmark writes: {error!r}") from None
         tables.append(table)
-    return sorted(
-        tables, key=lambda table: (_place(table["benchmark"]), table["benchmark"], table["machine"])
-    )
+    return sorted(tables, key=_place)
 
 
 def markdown(results: Path) -> str:
@@ -35,18 +33,24 @@ def markdown(results: Path) -> str:
         return NONE_YET + "\n"
     parts, title = [], None
     for table in tables:
+        section = _section(table)
+        if table["benchmark"].startswith("profile"):  # long, and for who wants to improve it
+            parts.append(f":::{{dropdown}} {table['title']}\n{section}\n:::")
+            continue
         if table["title"] != title:
             title = table["title"]
             parts.append(f"## {title}")
-        parts.append(_section(table))
+        parts.append(section)
     if all(table["hardware"]["device"] == "cpu" for table in tables):
         parts.insert(0, NO_GPU.format(command=GPU_COMMAND))
     return "\n\n".join(parts) + "\n"
 
 
-def _place(benchmark: str) -> int:
-    kind = benchmark.split("-")[0]
-    return ORDER.index(kind) if kind in ORDER else len(ORDER)
+def _place(table: dict[str, Any]) -> tuple:
+    """Where a table goes: a step's profile after the step."""
+    kind, _, recipe = table["benchmark"].partition("-")
+    kinds = [*ORDER, kind]
+    return kinds.index("step" if kind == "profile" else kind), recipe, kind == "profile", table["machine"]
 
 
 def _section(table: dict[str, Any]) -> str:

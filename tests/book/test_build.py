@@ -150,6 +150,22 @@ def test_stage_holds_pages_results_and_mathjax_and_drops_what_is_gone(tree):
     assert not gone.exists() and not (stage / "book" / "tool.py").exists()
 
 
+def test_speed_tables_come_from_the_files_of_benchmarks(tree):
+    included = tree / "_build" / "stage" / "book" / "speed-tables.md"
+    included.parent.parent.mkdir(parents=True)
+    (tree / "_config.yml").write_text("title: t\n")
+    (tree / "book" / "_static").mkdir()
+    build.stage_pages(tree, [])
+    assert included.read_text().startswith(build.page.NONE_YET)
+    results = tree / "benchmarks" / "results" / "machine"
+    shutil.copytree(next(iter(sorted((ROOT / "benchmarks" / "results").glob("*/")))), results)
+    build.stage_pages(tree, [])
+    assert "W-MSE loss" in included.read_text()
+    (results / "loss.json").write_text("{")
+    with pytest.raises(build.BuildError, match=r"loss\.json"):
+        build.stage_pages(tree, [])
+
+
 @pytest.mark.parametrize(
     ("body", "problem"),
     [
