@@ -65,16 +65,17 @@ import resource, torch
 from wmse import machine
 if {prepare}: machine.prepare(torch.device("cpu"))
 def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(40): torch.ones(2**24)
+def step(): blocks = [torch.ones(2**22) for _ in range(8)]
+for _ in range(20): step()
 before = faults()
-for _ in range(8): torch.ones(2**24)
+for _ in range(8): step()
 print(faults() - before)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="is of Linux's C library")
 def test_memory_taken_again_is_not_cleared_again():
-    """Eight times 64 MiB, fresh from the kernel: 16,384 pages each, or fewer if they are large ones."""
+    """Eight steps with eight blocks of 16 MiB, fresh from the kernel: 4,096 pages each, or fewer, larger."""
 
     def pages(prepare):
         code = FAULTS.format(prepare=prepare)
