@@ -25,7 +25,7 @@ def clusters(count: int, width: int, seed: int, device: torch.device) -> tuple[T
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(10, width, generator=torch.Generator().manual_seed(0))
     labels = torch.randint(0, 10, (count,), generator=generator)
-    rows = centres[labels] + 2 * torch.randn(count, width, generator=generator)
+    rows = centres[labels] + 6 * torch.randn(count, width, generator=generator)  # hard to tell apart
     return rows.to(device), labels.to(device)
 
 
@@ -60,9 +60,10 @@ def main(arguments: list[str] | None = None) -> None:
     rows = []
 
     def compare(what: str, plain_name: str, plain, ours) -> None:
-        """A row, after a check that both answer alike: within two points of accuracy."""
+        """A row, after a check that both are right as often: within three points of each other."""
         scores = plain(), ours()
-        assert abs(scores[0] - scores[1]) < 2, f"{what}: {scores[0]} by {plain_name}, {scores[1]} by wmse"
+        assert abs(scores[0] - scores[1]) < 3, f"{what}: {scores[0]} by {plain_name}, {scores[1]} by wmse"
+        assert 20 < scores[0] < 98, f"{what}: {scores[0]}% would hide a difference"
         times = measuring.medians({"plain": plain, "wmse": ours}, options.rounds, device)
         rows.append(
             {"what": what, "against": plain_name, "plain": times["plain"], "wmse": times["wmse"]}

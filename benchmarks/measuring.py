@@ -32,7 +32,7 @@ class Table:
 
 
 def parse(
-    description: str, *more: tuple[str, dict], arguments: list[str] | None = None
+    description: str, *more: tuple[str, dict], arguments: list[str] | None = None, prepare: bool = True
 ) -> argparse.Namespace:
     """Parsed flags, `--device`, `--out` and `more` of them; `device` is a torch.device, prepared for work."""
     parser = argparse.ArgumentParser(
@@ -44,7 +44,12 @@ def parse(
         parser.add_argument(name, **options)
     options = parser.parse_args(arguments)
     options.device = choose_device(options.device)
-    machine.prepare(options.device)
+    if options.device.type not in ("cpu", "cuda"):
+        parser.error(f"--device {options.device}: only cpu and cuda are timed")
+    if options.device.index is not None:
+        torch.cuda.set_device(options.device)  # whose streams are waited for
+    if prepare:
+        machine.prepare(options.device)
     return options
 
 

@@ -67,9 +67,14 @@ def _section(table: dict[str, Any]) -> str:
         "",
         _row(columns.values()),
         _row(":--" if key in words else "--:" for key in columns),
-        *(_row(shown(row.get(key)) for key in columns) for row in table["rows"]),
+        *(_row(_cell(key, row.get(key)) for key in columns) for row in table["rows"]),
     ]
     return "\n".join(lines)
+
+
+def _cell(key: str, value: Any) -> str:
+    """Names of operators hold what Markdown would take for HTML."""
+    return f"`{value}`" if key == "operator" else shown(value)
 
 
 def _row(cells) -> str:

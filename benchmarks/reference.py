@@ -40,7 +40,7 @@ class PillowImages(Dataset):
     """d views of an image and its label, by torchvision's transforms on a Pillow image."""
 
     def __init__(self, images: ImageSet, recipe: Recipe):
-        self.pixels = images.images.permute(0, 2, 3, 1).cpu().numpy()
+        self.pixels = images.images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
         self.labels, self.d = images.labels.cpu(), recipe.positives
         self.transform = pillow_views(recipe.views, images.mean, images.std, self.pixels.shape[1])
 
@@ -59,6 +59,7 @@ def reference_steps(recipe: Recipe, images: ImageSet, device: torch.device, work
     encoder = build_encoder(recipe.encoder, recipe.stem, recipe.width).to(device).train()
     projector = build_projector(encoder.out_features, recipe.projector_width, recipe.embedding_dim)
     projector.to(device).train()
+    torch.backends.cudnn.benchmark = True
     parameters = [*encoder.parameters(), *projector.parameters()]
     optimizer = torch.optim.Adam(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay)
     loader = DataLoader(
@@ -100,14 +101,17 @@ def wmse_steps(recipe: Recipe, images: ImageSet, device: torch.device):
 
 
 def child(mode: str, recipe: Recipe, device: torch.device, steps: int) -> dict[str, float]:
-    """Views a second over `steps` steps after two that do not count, and the peak of memory."""
-    images = noise_images(8 * recipe.batch_size, torch.device("cpu"))
+    """Views a second over `steps` steps after some that do not count, and the peak of memory.
+
+    An epoch is as long as CIFAR-10's, as a DataLoader starts anew at each.
+    """
+    images = noise_images(97 * recipe.batch_size, torch.device("cpu"))
     if mode == "reference":
         work = reference_steps(recipe, images, device, machine.usable_cores())
     else:
         work = wmse_steps(recipe, images, device)
     wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
-    for _ in range(2):
+    for _ in range(2 * machine.usable_cores() if device.type == "cuda" else 2):  # until queues are even
         next(work)
     wait()
     start = time.perf_counter()
@@ -141,6 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
         ("--rounds", {"type": int, "default": 2, "help": "processes of each (%(default)s)"}),
         ("--child", {"choices": MODES, "help": argparse.SUPPRESS}),
         arguments=arguments,
+        prepare=False,  # threads and memory of a child are its own affair, as published or as here
     )
     on_gpu = options.device.type == "cuda"
     if options.child:

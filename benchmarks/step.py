@@ -108,7 +108,10 @@ def whole_step(run: Run, learner: nn.Module, images: ImageSet, steps: int) -> fl
 
 
 def operations(run: Run, images: ImageSet) -> dict[str, float]:
-    """Floating-point operations a step that products and factorisations must do; the rest is not counted."""
+    """Floating-point operations a step that products and factorisations must do; the rest is not counted.
+
+    Nor are those of the views: a filter of a few pixels need not be a matrix product.
+    """
     recipe = run.recipe
     d, n, k, side = recipe.positives, recipe.batch_size, recipe.embedding_dim, images.images.shape[-1]
     few = 8  # images: enough to count what grows with their number
@@ -119,12 +122,10 @@ def operations(run: Run, images: ImageSet) -> dict[str, float]:
         torch.autograd.backward([out.sum() for out in outputs if out is not None and out.requires_grad])
     behind = counter.get_total_flops() - ahead
     run.optimizer.zero_grad()
-    size = recipe.views.size or side
     # Covariance, z, and three products of the gradient; Cholesky and the inverse of a triangle, k^3 / 3 each.
     slices = d * recipe.iterations * n // recipe.slice_size
     whitening = slices * (5 * 2 * recipe.slice_size * k**2 + 2 * k**3 / 3)
     return {
-        "views": d * n * 3 * 2 * (side * side * size + side * size * size),
         "forward": ahead * n / few,
         "loss": whitening if recipe.method == "w-mse" else 0,
         "backward": behind * n / few,
@@ -142,20 +143,21 @@ def fewest_bytes(run: Run, images: ImageSet) -> dict[str, float]:
     recipe = run.recipe
     d, n, k, side = recipe.positives, recipe.batch_size, recipe.embedding_dim, images.images.shape[-1]
     item = torch.empty((), dtype=run.dtype).element_size()
-    sizes: list[tuple[int, int]] = []
+    sizes: list[tuple[int, int, int, int]] = []  # input and output of each layer, and again if it is trained
+
+    def note(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        both = inputs[0].numel(), output.numel()
+        sizes.append(both + (both if layer.weight.requires_grad else (0, 0)))
+
     layers = [m for m in run.learner.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    hooks = [
-        layer.register_forward_hook(
-            lambda _, inputs, output: sizes.append((inputs[0].numel(), output.numel()))
-        )
-        for layer in layers
-    ]
+    hooks = [layer.register_forward_hook(note) for layer in layers]
     few = 2
     with torch.no_grad():
         forward(run, run.learner.train(), torch.randn(d, few, 3, side, side, device=images.device))
     for hook in hooks:
         hook.remove()
-    read, written = (sum(column) * n / few * item for column in zip(*sizes, strict=True))
+    columns = (sum(column) * n / few * item for column in zip(*sizes, strict=True))
+    read, written, read_again, written_again = columns
     size = recipe.views.size or side
     batch = n * 3 * side * side
     parameters = sum(p.numel() for p in run.learner.parameters() if p.requires_grad)
@@ -164,7 +166,7 @@ def fewest_bytes(run: Run, images: ImageSet) -> dict[str, float]:
         "views": batch + d * n * 3 * size * size * item,
         "forward": read + written,
         "loss": 2 * d * n * k * 4,
-        "backward": 4 * written + 2 * read,
+        "backward": 4 * written_again + 2 * read_again,
         "optimiser": 7 * 4 * parameters,  # weight, gradient and two means read, all but the gradient written
     }
 
@@ -172,6 +174,8 @@ def fewest_bytes(run: Run, images: ImageSet) -> dict[str, float]:
 def table(run: Run, learner: nn.Module, images: ImageSet, steps: int, name: str) -> measuring.Table:
     """Times the parts and the whole, and sets them beside their floors."""
     device = images.device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     whole_step(run, learner, images, 2)  # warm: kernels chosen, memory taken
     parts = timed_parts(run, learner, images, steps)
     whole = whole_step(run, learner, images, steps)
@@ -226,7 +230,12 @@ def profiled(run: Run, learner: nn.Module, images: ImageSet, steps: int, name: s
     found = watch.key_averages()
     key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     if on_gpu:  # kernels, not the operators that launch them
-        found = [event for event in found if event.device_type == torch.autograd.DeviceType.CUDA]
+        found = [
+            event
+            for event in found
+            if event.device_type == torch.autograd.DeviceType.CUDA
+            and not getattr(event, "is_user_annotation", False)  # spans that hold kernels counted already
+        ]
     found = sorted(found, key=lambda event: -getattr(event, key))
     busy = sum(getattr(event, key) for event in found) / 1e6 / steps
     rows = [
@@ -281,6 +290,9 @@ def main(arguments: list[str] | None = None) -> None:
                 profiled(run, learner, images, steps, name, options.out), options.device, options.out
             )
         settle()
+        del run, learner
+        if on_gpu:
+            torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

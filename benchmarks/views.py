@@ -42,8 +42,11 @@ def pillow_views(settings: ViewSettings, mean: Triple, std: Triple, side: int) -
     )
 
 
-def kornia_views(settings: ViewSettings, images: ImageSet) -> Callable[[Tensor], Tensor]:
-    """The same by kornia, on batches: uint8 (m, 3, h, w) to one float32 view of each."""
+def kornia_views(settings: ViewSettings, images: ImageSet, mode: str) -> Callable[[Tensor], Tensor]:
+    """The same by kornia, on batches: uint8 (m, 3, h, w) to one float32 view of each.
+
+    mode: how it crops: "slice", its default, image by image; or "resample", all at once.
+    """
     import kornia.augmentation as K
 
     strengths = (settings.brightness, settings.contrast, settings.saturation, settings.hue)
@@ -52,7 +55,11 @@ def kornia_views(settings: ViewSettings, images: ImageSet) -> Callable[[Tensor],
         K.ColorJitter(*strengths, p=settings.jitter_probability),
         K.RandomGrayscale(p=settings.grayscale_probability),
         K.RandomResizedCrop(
-            (side, side), scale=settings.crop_scale, ratio=settings.crop_ratio, resample="bicubic"
+            (side, side),
+            scale=settings.crop_scale,
+            ratio=settings.crop_ratio,
+            resample="bicubic",
+            cropping_mode=mode,
         ),
         K.RandomHorizontalFlip(p=settings.flip_probability),
         K.Normalize(torch.tensor(images.mean), torch.tensor(images.std)),
@@ -76,7 +83,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     from PIL import Image
 
-    pictures = [Image.fromarray(pixels) for pixels in images.images.permute(0, 2, 3, 1).cpu().numpy()[:256]]
+    pixels = images.images[:256].permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    pictures = [Image.fromarray(picture) for picture in pixels]
     transform = pillow_views(settings, images.mean, images.std, images.images.shape[-1])
     twice = images.images.repeat(2, 1, 1, 1)
     forms: dict[str, Callable] = {
@@ -85,9 +93,10 @@ def main(arguments: list[str] | None = None) -> None:
     }
     views = {"torchvision, Pillow": len(pictures), "wmse": 2 * len(images)}
     if importlib.util.find_spec("kornia"):
-        by_kornia = kornia_views(settings, images)
-        forms["kornia"] = lambda: by_kornia(twice)
-        views["kornia"] = 2 * len(images)
+        for mode in ("slice", "resample"):
+            by_kornia = kornia_views(settings, images, mode)
+            forms[f"kornia, {mode}"] = lambda by_kornia=by_kornia: by_kornia(twice)
+            views[f"kornia, {mode}"] = 2 * len(images)
     else:
         print("kornia is not installed (pip install -r benchmarks/requirements.txt): left out")
 

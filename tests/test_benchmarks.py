@@ -93,9 +93,10 @@ def test_pillows_views_and_ours_are_drawn_from_the_same_protocol():
         torch.testing.assert_close(statistic(theirs), statistic(ours), rtol=0.08, atol=0.08)
 
 
-def test_ceilings_are_positive_and_products_of_more_threads_are_not_slower_by_much():
-    assert ceilings.copy_bandwidth(CPU, 8) > 1e8
-    assert ceilings.product_speed(CPU, torch.float32, 256) > 1e8
+def test_ceilings_are_of_a_processor():
+    """Between a millionth of what processors do and a thousand times it: units are not mistaken."""
+    assert 1e8 < ceilings.copy_bandwidth(CPU, 8) < 1e14
+    assert 1e8 < ceilings.product_speed(CPU, torch.float32, 256) < 1e16
 
 
 def test_the_reference_takes_steps():
@@ -141,7 +142,7 @@ def test_every_benchmark_leaves_a_table_with_its_machine(written):
     (row,) = tables["reference"]["rows"]
     assert row["ratio"] == pytest.approx(row["wmse"] / row["reference"])
     makers = {row["views"] for row in tables["views"]["rows"]}
-    assert ("kornia" in makers) == (importlib.util.find_spec("kornia") is not None)
+    assert ("kornia, slice" in makers) == (importlib.util.find_spec("kornia") is not None)
     assert list(written.glob("trace-*.json.gz"))
 
 

@@ -56,7 +56,5 @@ class _SumOfCosines(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> Tensor:
         refuse_second_derivative("the cosine distance")
         unit, scale, total = ctx.saved_tensors
-        grad_v = unit * total
-        along = grad_v.sum(-1, keepdim=True)
-        torch.mul(unit, along, out=grad_v)  # into the same memory, which the cache has at hand
-        return torch.sub(total, grad_v, out=grad_v).mul_(2 * grad * scale)
+        along = (unit * total).sum(-1, keepdim=True)
+        return torch.addcmul(total, unit, along, value=-1).mul_(2 * grad * scale)

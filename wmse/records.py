@@ -166,6 +166,8 @@ def git_state() -> dict[str, Any] | None:
         git(
             "ls-files", "--error-unmatch", __file__
         )  # a package installed inside someone else's checkout is not it
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        code = [":(top)", ":(top,exclude)results", ":(top,exclude)benchmarks/results"]
+        dirty = bool(git("status", "--porcelain", "--", *code))  # what runs leave behind changes no run
+        return {"commit": git("rev-parse", "HEAD"), "dirty": dirty}
     except (OSError, subprocess.SubprocessError):
         return None

@@ -158,9 +158,13 @@ def test_speed_tables_come_from_the_files_of_benchmarks(tree):
     build.stage_pages(tree, [])
     assert included.read_text().startswith(build.page.NONE_YET)
     results = tree / "benchmarks" / "results" / "machine"
-    shutil.copytree(next(iter(sorted((ROOT / "benchmarks" / "results").glob("*/")))), results)
+    results.mkdir(parents=True)
+    table = {"benchmark": "loss", "title": "Loss", "columns": {"ms": "ms"}, "rows": [{"ms": 43.21}]}
+    table |= {"notes": "", "machine": "m", "measured": "2026-01-01", "git": None}
+    table |= {"versions": {"torch": "2", "python": "3"}, "hardware": {"device": "cpu"}}
+    (results / "loss.json").write_text(json.dumps(table))
     build.stage_pages(tree, [])
-    assert "W-MSE loss" in included.read_text()
+    assert "## Loss" in included.read_text() and "43.2" in included.read_text()
     (results / "loss.json").write_text("{")
     with pytest.raises(build.BuildError, match=r"loss\.json"):
         build.stage_pages(tree, [])
