@@ -30,6 +30,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import links
+import record_pages
 
 from benchmarks import page
 
@@ -253,8 +254,15 @@ def stage_pages(root: Path, names: list[str]) -> None:
         shutil.rmtree(stage / folder, ignore_errors=True)
         if (root / folder).exists():
             shutil.copytree(root / folder, stage / folder, ignore=ignored)
-    for file in ("_config.yml", "_toc.yml"):
-        shutil.copy2(root / file, stage / file)
+    shutil.copy2(root / "_config.yml", stage / "_config.yml")
+    contents = yaml.safe_load((root / "_toc.yml").read_text("utf-8"))
+    index, *pages = record_pages.write_pages(root / "results", stage)
+    runs = {"file": index} | ({"sections": [{"file": page} for page in pages]} if pages else {})
+    if "parts" in contents:
+        contents["parts"].append({"caption": "The runs behind it", "chapters": [runs]})
+    else:
+        contents["chapters"].append(runs)
+    (stage / "_toc.yml").write_text(yaml.safe_dump(contents, sort_keys=False), "utf-8")
     # What book/speed.md includes.
     try:
         tables = page.markdown(root / "benchmarks" / "results")

@@ -6,7 +6,7 @@ import pytest
 from example_records import example_record, put
 
 from wmse.__main__ import main
-from wmse.plans import ON_A_GPU_FIRST, STAGES, queue_markdown, speed, views_to_train, wanted
+from wmse.plans import ON_A_GPU_FIRST, STAGES, estimate, queue_markdown, speed, views_to_train, wanted
 from wmse.recipes import RECIPES, TABLE_1, Recipe, get_recipe
 from wmse.records import read_records
 
@@ -99,7 +99,7 @@ def test_speeds_are_assumed_until_a_record_of_the_like_measured_one(tmp_path):
     assert speed(get_recipe("tiny-imagenet/w-mse-2"), "cuda", [])[0] == 60_000
     assert speed(get_recipe("imagenet100/w-mse-2"), "cuda", [])[0] == pytest.approx(60_000 / 3.0625)
     assert speed(Recipe(width=32), "cuda", [])[0] == 240_000
-    assert speed(get_recipe("cifar10-cpu/mse"), "cpu", []) == (1_050, "assumed")
+    assert speed(get_recipe("cifar10-cpu/mse"), "cpu", []) == (1_100, "assumed")
 
     put(tmp_path, example_record("cifar10-200/w-mse-2", views_per_second=50_000.0))
     put(tmp_path, example_record("cifar10-200/simclr", views_per_second=70_000.0))
@@ -130,3 +130,10 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys):
     assert (tmp_path / "QUEUE.md").read_text(encoding="utf-8") == printed
     assert main(["queue", "--results", str(tmp_path / "nowhere"), "--write"]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_a_missing_run_is_shown_with_its_command_and_cost(tmp_path):
+    text = estimate("cifar10/w-mse-2", "cuda", [], tmp_path)
+    assert text.startswith("`python -m wmse train cifar10/w-mse-2 --seed 0 --out ")
+    assert text.endswith("`, 28 min on a GPU (assumed)")
+    assert estimate("cifar10/raw-pixels", "cpu", [], tmp_path).endswith("seed-0`"), "nothing is trained"

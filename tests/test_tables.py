@@ -52,7 +52,7 @@ def test_a_run_fills_its_cell_and_deleting_it_empties_the_cell_again(tmp_path):
     score = measured.scores["linear_top1"]
     assert (score.mean, score.deviation) == (91.05, None) and score.difference == pytest.approx(-0.5)
     (line,) = lines(table(tmp_path))
-    assert line["ours"] == "91.05 / 89.99" and line["ours - paper"] == "-0.50 / +0.30"
+    assert line["ours"] == "91.05 / 89.99" and line["ours - paper"] == "-0.50 ✓ / +0.30 ✓"
     assert (line["rung"], line["seeds"]) == ("cifar10 (1000 epochs)", "1: 0")
     assert (line["scored on"], line["records"]) == ("10,000", str(folder))
     shutil.rmtree(folder)
@@ -118,7 +118,7 @@ def test_runs_scored_on_different_numbers_of_images_are_not_averaged(tmp_path):
     assert half.scores["linear_top1"].difference == pytest.approx(0.5) and not half.refusal
     assert whole.scores["linear_top1"].difference is None and "5,000" in whole.refusal
     shown = {line["scored on"]: line["ours - paper"] for line in lines(made, dataset="tiny-imagenet")}
-    assert shown == {"5,000": "+0.50 / -0.16", "10,000": "not compared"}
+    assert shown == {"5,000": "+0.50 ✓ / -0.16 ✓", "10,000": "not compared"}
     assert whole.refusal in as_text(made) and whole.refusal in as_markdown(made)
 
 
@@ -251,3 +251,33 @@ def test_the_command_prints_text_or_markdown(tmp_path, capsys):
     assert main(["table", "table-9"]) == 2
     told = capsys.readouterr().err
     assert all(name in told for name in ("table-9", *OUTLINES))
+
+
+@pytest.mark.parametrize(
+    ("linear", "recipe", "shown"),
+    [
+        (90.56, {}, "-0.99 ✓"),
+        (90.55, {}, "-1.00 ✗"),
+        (99.0, {}, "+7.45 ✓"),
+        (99.0, {"epochs": 200}, "+7.45"),  # on another rung nothing is reached
+    ],
+)
+def test_a_figure_is_reached_from_a_point_below_it_on_at_its_own_rung(linear, recipe, shown, tmp_path):
+    put(tmp_path, example_record(metrics=accuracies(linear), recipe=recipe))
+    (line,) = lines(table(tmp_path))
+    assert line["ours - paper"].split(" / ")[0] == shown
+
+
+def test_an_unsure_figure_is_never_reached_or_missed(tmp_path):
+    put(tmp_path, example_record("stl10/w-mse-4", metrics=accuracies(99.0, 99.0), images=8_000))
+    (measured,) = row(table(tmp_path), "w-mse-4", "stl10").measured
+    assert {score.reached for score in measured.scores.values()} == {None}
+
+
+def test_records_and_missing_runs_can_be_shown_as_wished(tmp_path):
+    put(tmp_path, example_record())
+    text = as_markdown(
+        table(tmp_path), link=lambda folder: f"<{folder.name}>", missing=lambda name: f"[{name}]"
+    )
+    assert "| <seed-0> |" in text
+    assert "no run yet: [cifar10/byol]" in text and "[cifar10/w-mse-2]" not in text

@@ -22,7 +22,7 @@ TRAINING_IMAGES = {
 
 # Where nothing has been measured yet, by kind of device: views a second of ResNet-18 at `width` on a grid of
 # 32 x 32 after the stem. On other grids and widths the time grows with the grid's area and the width squared.
-ASSUMED = {"cuda": {"speed": 60_000, "width": 64}, "cpu": {"speed": 1_050, "width": 16}}
+ASSUMED = {"cuda": {"speed": 60_000, "width": 64}, "cpu": {"speed": 1_100, "width": 16}}
 STRIDES = {"32px": 1, "64px": 2, "224px": 4}  # of the stem, pooling included
 IMAGE_SIDES = {"stl10": 96, "tiny-imagenet": 64, "imagenet100": 224}  # pixels, where they are not 32
 
@@ -136,6 +136,16 @@ def speed(recipe: Recipe, device: str, entries: Sequence[Entry]) -> tuple[float,
     grid = _view_side(recipe) / STRIDES[recipe.stem]
     slower = (grid / 32) ** 2 * (recipe.width / assumed["width"]) ** 2
     return assumed["speed"] / slower, "assumed"
+
+
+def estimate(name: str, device: str, entries: Sequence[Entry], results: str | Path) -> str:
+    """How to make a run of seed 0 that nobody has made, in Markdown: its command, and what it would cost.
+
+    device: cuda | cpu, the kind that it would run on.
+    """
+    plan = _plan(name, 0, device, entries, Path(results))
+    cost = f", {_time(plan.seconds)} on {'a GPU' if device == 'cuda' else 'two cores'} ({plan.basis})"
+    return f"`{plan.command}`{cost if plan.views else ''}"
 
 
 def queue_markdown(entries: Sequence[Entry], problems: Sequence[str], results: str | Path) -> str:

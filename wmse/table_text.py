@@ -1,15 +1,18 @@
 """A table as text: aligned for a terminal, or Markdown. What stands in it, `wmse.tables` decides."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
 from wmse.paper import Figure
-from wmse.tables import Measured, Row, Score, Table
+from wmse.tables import MARGIN, Measured, Row, Score, Table
 
 MARKS = {"second-hand": "†", "unsure": "?"}
 OWN_PROTOCOL = "‡"
+REACHED = {True: " ✓", False: " ✗", None: ""}
 LEGEND = f"""† second-hand: read in later work that copies it. ? unsure: remembered, seen nowhere.
 {OWN_PROTOCOL} in a protocol of its own, to which a difference may be due.
-"paper" and "later work" are quoted; "ours" is measured: mean ± standard deviation over seeds."""
+"paper" and "later work" are quoted; "ours" is measured: mean ± standard deviation over seeds.
+✓ reached, at the paper's own number of epochs: less than {MARGIN:g} point below its figure. ✗ not reached."""
 HEADER = ("method", "paper", "later work", "rung", "ours", "ours - paper", "seeds", "scored on", "records")
 
 
@@ -25,10 +28,17 @@ def as_text(table: Table) -> str:
     return "\n\n".join([*blocks, LEGEND, "\n".join(_notes(table))])
 
 
-def as_markdown(table: Table) -> str:
-    """As Markdown: a heading and a table a data set, then the notes as a list."""
+def as_markdown(
+    table: Table, link: Callable[[Path], str] = str, missing: Callable[[str], str] | None = None
+) -> str:
+    """As Markdown: a heading and a table a data set, then the notes as a list.
+
+    Args:
+        link: what stands for a record, given its folder; the folder itself if left out.
+        missing: more to say, given its recipe's name, of a run that nobody has made yet.
+    """
     blocks = [f"## {table.name}", _title(table) + "."]
-    for dataset, (header, *lines) in _blocks(table):
+    for dataset, (header, *lines) in _blocks(table, link, missing):
         rule = ["---"] * len(header)
         rows = "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in (header, rule, *lines))
         blocks.append(f"### {dataset}\n\n{rows}")
@@ -40,23 +50,33 @@ def _title(table: Table) -> str:
     return f"{table.outline.title} ({' / '.join(table.outline.metrics.values())})"
 
 
-def _blocks(table: Table) -> Iterable[tuple[str, list[Sequence[str]]]]:
+def _blocks(
+    table: Table, link: Callable[[Path], str] = str, missing: Callable[[str], str] | None = None
+) -> Iterable[tuple[str, list[Sequence[str]]]]:
     """Each data set with its lines: the header, then one a method and rung."""
+    metrics = table.outline.metrics
     for dataset in table.outline.datasets:
         rows = [row for row in table.rows if row.dataset == dataset]
-        yield dataset, [HEADER, *(line for row in rows for line in _lines(row, table.outline.metrics))]
+        yield dataset, [HEADER, *(line for row in rows for line in _lines(row, metrics, link, missing))]
 
 
-def _lines(row: Row, metrics: Iterable[str]) -> list[Sequence[str]]:
+def _lines(
+    row: Row, metrics: Iterable[str], link: Callable[[Path], str], missing: Callable[[str], str] | None
+) -> list[Sequence[str]]:
     quoted = [_pair(_figure(figures.get(metric)) for metric in metrics) for figures in (row.paper, row.later)]
     start = [row.method, *quoted]
     if not row.measured:
-        return [[*start, "-", "no run yet" if row.has_recipe else "quoted only", "-", "-", "-", "-"]]
-    lines = [_cells(measured, row.paper, metrics) for measured in row.measured]
+        empty = "no run yet" if row.has_recipe else "quoted only"
+        if missing and row.has_recipe:
+            empty += f": {missing(f'{row.dataset}/{row.method}')}"
+        return [[*start, "-", empty, "-", "-", "-", "-"]]
+    lines = [_cells(measured, row.paper, metrics, link) for measured in row.measured]
     return [start + lines[0], *([row.method, "", ""] + line for line in lines[1:])]
 
 
-def _cells(measured: Measured, paper: dict[str, Figure], metrics: Iterable[str]) -> list[str]:
+def _cells(
+    measured: Measured, paper: dict[str, Figure], metrics: Iterable[str], link: Callable[[Path], str]
+) -> list[str]:
     scores = {metric: measured.scores.get(metric) for metric in metrics}
     differences = (_difference(score, paper.get(metric)) for metric, score in scores.items())
     return [
@@ -65,7 +85,7 @@ def _cells(measured: Measured, paper: dict[str, Figure], metrics: Iterable[str])
         "not compared" if measured.refusal and paper else _pair(differences),
         f"{len(measured.seeds)}: {', '.join(map(str, measured.seeds))}",
         f"{measured.images:,}",
-        ", ".join(str(entry.folder) for entry in measured.entries),
+        ", ".join(link(entry.folder) for entry in measured.entries),
     ]
 
 
@@ -83,10 +103,11 @@ def _mean(score: Score | None) -> str:
 
 
 def _difference(score: Score | None, figure: Figure | None) -> str:
-    """A difference to an unsure figure is as unsure, and is marked so."""
+    """A difference to an unsure figure is marked as that is; to another, whether it was reached."""
     if score is None or score.difference is None or figure is None:
         return "-"
-    return f"{score.difference:+.2f}" + ("?" if figure.certainty == "unsure" else "")
+    unsure = "?" if figure.certainty == "unsure" else ""
+    return f"{score.difference:+.2f}{unsure}{REACHED[score.reached]}"
 
 
 def _pair(cells: Iterable[str]) -> str:

@@ -14,6 +14,8 @@ from wmse.records import Entry
 from wmse.rungs import departures, rung
 from wmse.schema import recipe_of
 
+MARGIN = 1.0  # points below the paper's figure that count as having reached it; fixed before any run
+
 # On how many images the paper scored; on Tiny ImageNet very likely on half of the validation set.
 SCORED_ON = {
     "cifar10": 10_000,
@@ -56,9 +58,8 @@ class Score:
 
     mean: float
     deviation: float | None  # standard deviation of the sample; None of a single run
-    difference: (
-        float | None
-    )  # mean less the paper's figure; None where there is none, or it may not be compared
+    difference: float | None  # mean less the paper's figure; None where none is, or they are not comparable
+    reached: bool | None = None  # whether that is above -MARGIN; None on other rungs and for unsure figures
 
 
 @dataclass(frozen=True)
@@ -189,8 +190,9 @@ def _measured(entries: list[Entry], paper: dict[str, Figure]) -> Measured:
         metric: [entry.record["metrics"].get(metric) for entry in entries]
         for metric in sorted({metric for entry in entries for metric in entry.record["metrics"]})
     }
+    own_rung = not departures(entries[0].record) and entries[0].record["name"].split("/")[0] == dataset
     scores = {
-        metric: _score(numbers, None if refusal else paper.get(metric))
+        metric: _score(numbers, None if refusal else paper.get(metric), own_rung)
         for metric, numbers in values.items()
         if None not in numbers
     }
@@ -198,7 +200,11 @@ def _measured(entries: list[Entry], paper: dict[str, Figure]) -> Measured:
     return Measured(label, ordered, images, scores, refusal)
 
 
-def _score(values: list[float], figure: Figure | None) -> Score:
+def _score(values: list[float], figure: Figure | None, own_rung: bool) -> Score:
     mean = fmean(values)
     deviation = stdev(values) if len(values) > 1 else None
-    return Score(mean, deviation, mean - figure.value if figure else None)
+    if figure is None:
+        return Score(mean, deviation, None)
+    difference = mean - figure.value
+    certain = own_rung and figure.certainty != "unsure"
+    return Score(mean, deviation, difference, difference > -MARGIN if certain else None)
