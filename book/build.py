@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import links
 import record_pages
+import report
 
 from benchmarks import page
 
@@ -258,6 +259,7 @@ def stage_pages(root: Path, names: list[str]) -> None:
     contents = yaml.safe_load((root / "_toc.yml").read_text("utf-8"))
     index, *pages = record_pages.write_pages(root / "results", stage)
     runs = {"file": index} | ({"sections": [{"file": page} for page in pages]} if pages else {})
+    report.write_parts(root / "results", stage / "book")
     if "parts" in contents:
         contents["parts"].append({"caption": "The runs behind it", "chapters": [runs]})
     else:
