@@ -141,13 +141,13 @@ def speed(recipe: Recipe, device: str, entries: Sequence[Entry]) -> tuple[float,
 
 
 def estimate(name: str, device: str, entries: Sequence[Entry], results: str | Path) -> str:
-    """How to make a run of seed 0 that nobody has made, in Markdown: its command, and what it would cost.
+    """How to make a run that nobody has made, in Markdown: its command, and what it would cost.
 
     device: cuda | cpu, the kind that it would run on.
     """
     plan = _plan(name, 0, device, entries, Path(results))
     cost = f", {_time(plan.seconds)} on {'a GPU' if device == 'cuda' else 'two cores'} ({plan.basis})"
-    return f"`{plan.command}`{cost if plan.views else ''}"
+    return f"`python -m wmse train {name}`{cost if plan.views else ''}"
 
 
 def queue_markdown(entries: Sequence[Entry], problems: Sequence[str], results: str | Path) -> str:

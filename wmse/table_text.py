@@ -29,18 +29,24 @@ def as_text(table: Table) -> str:
 
 
 def as_markdown(
-    table: Table, link: Callable[[Path], str] = str, missing: Callable[[str], str] | None = None
+    table: Table,
+    link: Callable[[Path], str] = str,
+    missing: Callable[[str], str] | None = None,
+    columns: Sequence[str] = HEADER,
 ) -> str:
     """As Markdown: a heading and a table a data set, then the notes as a list.
 
     Args:
+        columns: those of `HEADER` that are wanted.
         link: what stands for a record, given its folder; the folder itself if left out.
         missing: more to say, given its recipe's name, of a run that nobody has made yet.
     """
     blocks = [f"## {table.name}", _title(table) + "."]
     for dataset, (header, *lines) in _blocks(table, link, missing):
-        rule = ["---"] * len(header)
-        rows = "\n".join(f"| {' | '.join(map(_escaped, line))} |" for line in (header, rule, *lines))
+        places = [header.index(column) for column in columns]
+        chosen = [[_escaped(line[place]) for place in places] for line in (header, *lines)]
+        chosen.insert(1, ["---"] * len(places))
+        rows = "\n".join(f"| {' | '.join(line)} |" for line in chosen)
         blocks.append(f"### {dataset}\n\n{rows}")
     notes = "\n".join(f"- {_escaped(note)}" for note in (*LEGEND.splitlines(), *_notes(table)))
     return "\n\n".join([*blocks, notes])
