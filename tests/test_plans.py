@@ -134,6 +134,6 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys):
 
 def test_a_missing_run_is_shown_with_its_command_and_cost(tmp_path):
     text = estimate("cifar10/w-mse-2", "cuda", [], tmp_path)
-    assert text == "`python -m wmse train cifar10/w-mse-2`, 28 min on a GPU (assumed)"
+    assert text == "`train cifar10/w-mse-2`, 28 min"
     text = estimate("cifar10/raw-pixels", "cpu", [], tmp_path)
-    assert text == "`python -m wmse train cifar10/raw-pixels`", "nothing is trained"
+    assert text == "`train cifar10/raw-pixels`", "nothing is trained"

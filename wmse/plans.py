@@ -132,7 +132,8 @@ def speed(recipe: Recipe, device: str, entries: Sequence[Entry]) -> tuple[float,
             ),
         )
         hardware = best.record["hardware"]
-        on = hardware.get("gpu") or f"{hardware.get('threads')} threads of {hardware.get('cpu')}"
+        count = hardware.get("threads")
+        on = hardware.get("gpu") or f"{count} thread{'s' * (count != 1)} of {hardware.get('cpu')}"
         return best.record["views_per_second"], f"as measured on {on}, {best.folder.as_posix()}"
     assumed = ASSUMED[device]
     grid = _view_side(recipe) / STRIDES[recipe.stem]
@@ -141,13 +142,12 @@ def speed(recipe: Recipe, device: str, entries: Sequence[Entry]) -> tuple[float,
 
 
 def estimate(name: str, device: str, entries: Sequence[Entry], results: str | Path) -> str:
-    """How to make a run that nobody has made, in Markdown: its command, and what it would cost.
+    """How to make a run that nobody has made, in Markdown: what to add to `python -m wmse`, and the time.
 
-    device: cuda | cpu, the kind that it would run on.
+    device: cuda | cpu, the kind that it would run on; where no record has measured it, at an assumed speed.
     """
     plan = _plan(name, 0, device, entries, Path(results))
-    cost = f", {_time(plan.seconds)} on {'a GPU' if device == 'cuda' else 'two cores'} ({plan.basis})"
-    return f"`python -m wmse train {name}`{cost if plan.views else ''}"
+    return f"`train {name}`" + (f", {_time(plan.seconds)}" if plan.views else "")
 
 
 def queue_markdown(entries: Sequence[Entry], problems: Sequence[str], results: str | Path) -> str:
