@@ -23,7 +23,7 @@ from wmse import machine
 from wmse.data import STATISTICS, ImageSet, view_batches
 from wmse.deferred import settle
 from wmse.methods import OBJECTIVES, Batch
-from wmse.recipes import Recipe, get_recipe
+from wmse.recipes import get_recipe
 from wmse.runs import Run, start_run
 from wmse.steps import forward, train_step, update, wrapped
 from wmse.views import make_views
@@ -261,11 +261,6 @@ def profiled(run: Run, learner: nn.Module, images: ImageSet, steps: int, name: s
     )
 
 
-def started(recipe: Recipe, device: torch.device, images: int) -> tuple[Run, nn.Module]:
-    run = start_run(recipe, images, device)
-    return run, wrapped(run)
-
-
 def main(arguments: list[str] | None = None) -> None:
     options = measuring.parse(
         __doc__,
@@ -283,7 +278,8 @@ def main(arguments: list[str] | None = None) -> None:
         steps = options.steps or (20 if on_gpu else 3 if recipe.width < 64 else 1)
         recipe = replace(recipe, batch_size=options.batch_size or recipe.batch_size, compile=options.compile)
         images = noise_images(2 * recipe.batch_size, options.device)
-        run, learner = started(recipe, options.device, len(images))
+        run = start_run(recipe, len(images), options.device)
+        learner = wrapped(run)
         measuring.finish(table(run, learner, images, steps, name), options.device, options.out)
         if options.profile:
             measuring.finish(

@@ -34,6 +34,7 @@ import record_pages
 import report
 
 from benchmarks import page
+from wmse.machine import usable_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE_FILES = shutil.ignore_patterns("*.py", "__pycache__")
@@ -202,7 +203,7 @@ def execute_all(root: Path, names: list[str], chosen: dict[str, str], jobs: int)
     parameters = {name: parameters_for(root / "notebooks" / f"{name}.ipynb", chosen) for name in names}
     # Few threads each: two processes whose threads wait for each other on the same cores run many times
     # slower than one after the other, so a core has one thread of one notebook.
-    threads = max(1, cores() // jobs)
+    threads = max(1, usable_cores() // jobs)
     environment = kernel_environment(root, threads)
     print(f"Notebooks, {jobs} at a time, {environment['OMP_NUM_THREADS']} threads each:", flush=True)
 
@@ -233,11 +234,6 @@ def execute_all(root: Path, names: list[str], chosen: dict[str, str], jobs: int)
 def captured(command: list[str], **options) -> subprocess.CompletedProcess:
     """Run a command to its end, its two outputs together in `stdout`."""
     return subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
-
-
-def cores() -> int:
-    """Number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def mathjax() -> Path:
@@ -315,7 +311,7 @@ def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
         if malformed := [given for given in options.parameter if "=" not in given]:
             raise BuildError(f"--parameter {malformed[0]}: write it as NAME=VALUE")
         chosen = {"profile": options.profile, **dict(given.split("=", 1) for given in options.parameter)}
-        jobs = min(options.jobs or min(4, cores()), len(selected))
+        jobs = min(options.jobs or min(4, usable_cores()), len(selected))
         if jobs < 1:
             raise BuildError(f"--jobs must be at least 1, not {jobs}")
         execute_all(root, selected, chosen, jobs)

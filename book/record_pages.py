@@ -36,11 +36,9 @@ def page_of(folder: Path, results: Path) -> str:
 
 def write_pages(results: Path, stage: Path) -> list[str]:
     """Write all pages and their index below `stage`; the pages' names in the order of the contents."""
-    entries, problems = [], []
-    if any(results.rglob("record.json")):  # else torch would be imported for nothing
-        from wmse.records import read_records
+    from wmse.records import read_records
 
-        entries, problems = read_records(results)
+    entries, problems = read_records(results)
     lines = [
         "# Records",
         "Every full-scale figure of this book comes from one of these runs. Each page says what was run, on "
@@ -161,12 +159,9 @@ def _code(record: dict[str, Any]) -> list[list[str]]:
 
 
 def _hardware(record: dict[str, Any]) -> str:
-    hardware = record["hardware"]
-    if "gpu" in hardware:
-        return str(hardware["gpu"])
-    threads = hardware.get("threads")
-    on = f"{threads} thread{'s' * (threads != 1)} of " if threads else ""
-    return f"{on}{hardware.get('cpu', hardware['device'])}"
+    from wmse.machine import in_words
+
+    return in_words(record["hardware"])
 
 
 def _duration(seconds: float | None) -> str:

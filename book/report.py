@@ -41,12 +41,11 @@ def ledger(entries) -> str:
 
 def compute(entries) -> str:
     """Hours by machine, over all records whether finished or not; a sentence if there are none."""
+    from wmse.machine import in_words
+
     hours: dict[str, list[float]] = {}
     for entry in entries:
-        hardware = entry.record["hardware"]
-        name = (
-            hardware.get("gpu") or f"{hardware.get('threads', '?')} threads of {hardware.get('cpu', 'a CPU')}"
-        )
+        name = in_words(entry.record["hardware"])
         seconds = entry.record.get("wall_seconds") or entry.record.get("train_seconds") or 0.0
         hours.setdefault(name, []).append(seconds / 3600)
     if not hours:

@@ -164,7 +164,7 @@ def test_broken_file_is_named(tiny, keep):
 
 def test_images_are_read_in_order_by_many_threads(tmp_path, monkeypatch):
     monkeypatch.setattr(folders, "BLOCK", 3)
-    monkeypatch.setattr(folders, "available_cores", lambda: 4)
+    monkeypatch.setattr(folders, "usable_cores", lambda: 4)
     paths = [tmp_path / f"{i}.png" for i in range(20)]
     for i, path in enumerate(paths):
         Image.fromarray(np.full((8, 8), i, dtype=np.uint8)).save(path)

@@ -244,12 +244,12 @@ def test_broken_file_is_named(paths, tmp_path, workers):
 
 
 def test_number_of_workers(monkeypatch):
-    monkeypatch.setattr(streams, "available_cores", lambda: 64)
+    monkeypatch.setattr(streams, "usable_cores", lambda: 64)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert streams._default_workers() == 16
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert streams._default_workers() == 8
-    monkeypatch.setattr(streams, "available_cores", lambda: 2)
+    monkeypatch.setattr(streams, "usable_cores", lambda: 2)
     assert streams._default_workers() == 1
 
 

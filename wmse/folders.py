@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from wmse.machine import usable_cores
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -40,13 +42,6 @@ n02113978 n03787032 n02089867 n02119022 n03777754 n04238763 n02231487 n03032252 
 n03837869 n03494278 n04136333 n03794056 n03492542 n02018207 n04067472 n03930630 n03584829 n02123045
 n04229816 n02100583 n03642806 n04336792 n03259280 n02116738 n02108089 n03424325 n01855672 n02090622
 """
-
-
-def available_cores() -> int:
-    """Processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def read_rgb(path: str) -> "Image":
@@ -78,7 +73,7 @@ def read_images(paths: Sequence[str], side: int) -> Tensor:
         return len(block)
 
     bar = tqdm(total=len(paths), desc="reading images", unit="images", disable=None)
-    with bar, ThreadPoolExecutor(min(16, available_cores())) as pool:
+    with bar, ThreadPoolExecutor(min(16, usable_cores())) as pool:
         for count in pool.map(read, range(0, len(paths), BLOCK)):
             bar.update(count)
     return images

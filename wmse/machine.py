@@ -84,6 +84,15 @@ def describe(device: torch.device) -> dict[str, Any]:
     return machine
 
 
+def in_words(machine: dict[str, Any]) -> str:
+    """What `describe` found, for a reader: the GPU, or threads and processor."""
+    if "gpu" in machine:
+        return str(machine["gpu"])
+    threads = machine.get("threads")
+    count = f"{threads} thread{'s' * (threads != 1)} of " if threads else ""
+    return f"{count}{machine.get('cpu') or machine.get('device', 'a machine')}"
+
+
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a run's numbers."""
     found = {"python": platform.python_version(), "torch": torch.__version__}

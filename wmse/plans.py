@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
 
+from wmse import machine
 from wmse.recipes import FLOORS, TABLE_1, Recipe, get_recipe
 from wmse.records import Entry, free_folder
 from wmse.rungs import is_of
@@ -131,9 +132,7 @@ def speed(recipe: Recipe, device: str, entries: Sequence[Entry]) -> tuple[float,
                 entry.record["views_per_second"],
             ),
         )
-        hardware = best.record["hardware"]
-        count = hardware.get("threads")
-        on = hardware.get("gpu") or f"{count} thread{'s' * (count != 1)} of {hardware.get('cpu')}"
+        on = machine.in_words(best.record["hardware"])
         return best.record["views_per_second"], f"as measured on {on}, {best.folder.as_posix()}"
     assumed = ASSUMED[device]
     grid = _view_side(recipe) / STRIDES[recipe.stem]

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from wmse.folders import available_cores, read_rgb
+from wmse.folders import read_rgb
+from wmse.machine import usable_cores
 from wmse.views import Triple, ViewSettings, normalise_
 
 PIECE = 32  # images a worker makes at a time: small, so that an epoch starts soon and little memory is shared
@@ -172,7 +173,7 @@ def _loader(views: _Views, pieces: list[list[int]], images: StreamedSet) -> Data
 def _default_workers() -> int:
     """One for each core, shared among the training processes of this machine (torchrun's count)."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return max(1, min(MOST_WORKERS, available_cores() // processes))
+    return max(1, min(MOST_WORKERS, usable_cores() // processes))
 
 
 def _context() -> BaseContext:
