@@ -118,7 +118,7 @@ def _page(record: dict[str, Any], path: Path) -> str:
 
 def _command(record: dict[str, Any]) -> str:
     """The recipe and seed with what was changed; not what was typed, which holds paths of another machine."""
-    from wmse.rungs import departures
+    from wmse.rungs import departures, flags
 
     words = ["-m", "wmse", "train", record["name"], "--seed", str(record["seed"])]
     try:
@@ -126,14 +126,8 @@ def _command(record: dict[str, Any]) -> str:
     except ValueError:  # a recipe of old: as it was typed
         return record.get("command") or shlex.join(["python", *words])
     processes = changes.pop("processes", 1)
-    for field, value in changes.items():
-        flag = field.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            words += [f"--{flag}", *map(str, value if isinstance(value, list | tuple) else [value])]
     launcher = ["python"] if processes == 1 else ["torchrun", "--nproc-per-node", str(processes)]
-    return shlex.join([*launcher, *words])
+    return shlex.join([*launcher, *words, *flags(changes)])
 
 
 def _cost(record: dict[str, Any]) -> list[list[str]]:

@@ -77,6 +77,8 @@ def training_batch(embeddings):
     [
         ({"method": "dino"}, "unknown method 'dino'.*" + ".*".join(METHODS)),
         ({"slice_size": 48}, "n = 128.*slice_size = 48"),
+        ({"detach_second": True, "positives": 3}, "detach_second .* 2 positives; got w-mse with 3"),
+        ({"detach_second": True, "method": "mse"}, "detach_second .*got mse with 2"),
         ({"method": "cw-rgp", "groups": 3}, "k = 32.*3 groups"),
         ({"method": "simclr", "positives": 1}, "d = 1"),
         ({"method": "supervised", "positives": 0}, "positives = 0"),
@@ -87,3 +89,17 @@ def training_batch(embeddings):
 def test_sizes_that_do_not_fit_are_refused_before_the_first_step(changes, message):
     with pytest.raises(ValueError, match=message):
         check_method(replace(get_recipe("digits/w-mse-2"), **changes), 128)
+
+
+def test_a_detached_second_view_leaves_the_value_and_the_first_views_gradient():
+    x = torch.randn(2, 128, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for detach in (False, True):
+        views = x.clone().requires_grad_()
+        recipe = replace(get_recipe("digits/w-mse-2"), detach_second=detach)
+        loss = OBJECTIVES["w-mse"](training_batch(views), recipe)
+        loss.backward()
+        found[detach] = loss.detach(), views.grad
+    torch.testing.assert_close(found[True][0], found[False][0], rtol=0, atol=0)
+    torch.testing.assert_close(found[True][1][0], found[False][1][0])
+    assert found[False][1][1].norm() > 0 and not found[True][1][1].any()

@@ -1,5 +1,7 @@
 """Encoders and projector: shapes, the paper's stem, and what BatchNorm sees."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -164,3 +166,15 @@ def test_other_methods_have_no_predictor_and_supervision_a_classifier():
     learner = build_learner(get_recipe("digits/supervised"), 7)
     assert isinstance(learner, Learner) and isinstance(learner.projector, nn.Linear)
     assert learner([torch.randn(2, 3, 32, 32)]).embeddings.shape == (1, 2, 7)
+
+
+def test_the_projector_sees_one_view_at_a_time_where_a_recipe_asks_for_it():
+    views = [torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
+    recipe = get_recipe("digits/w-mse-2")
+    for per_view in (False, True):
+        learner = build_learner(replace(recipe, projector_per_view=per_view), 10)
+        outputs = learner(views)
+        assert learner.projector[1].num_batches_tracked == 1 + per_view
+        features = [learner.encoder(view) for view in views]
+        alone = torch.stack([learner.projector(rows) for rows in features])
+        assert torch.allclose(outputs.embeddings, alone, atol=1e-5) == per_view

@@ -1,12 +1,23 @@
 """The queue of runs is what recipes and records make it, and results/QUEUE.md says the same."""
 
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from example_records import example_record, put
 
 from wmse.__main__ import main
-from wmse.plans import ON_A_GPU_FIRST, STAGES, estimate, queue_markdown, speed, views_to_train, wanted
+from wmse.plans import (
+    ON_A_GPU_FIRST,
+    STAGES,
+    Wanted,
+    estimate,
+    queue_markdown,
+    speed,
+    views_to_train,
+    wanted,
+)
 from wmse.recipes import RECIPES, TABLE_1, Recipe, get_recipe
 from wmse.records import read_records
 
@@ -20,7 +31,7 @@ def plans(root):
 
 
 def listed(root):
-    return [(plan.name, plan.seed) for plan in plans(root)]
+    return [plan.run for plan in plans(root)]
 
 
 def test_the_committed_queue_is_up_to_date(monkeypatch, capsys):
@@ -32,8 +43,8 @@ def test_the_committed_queue_is_up_to_date(monkeypatch, capsys):
 
 def test_every_run_is_a_recipe_and_wanted_once():
     assert len(EVERY_RUN) == len(set(EVERY_RUN))
-    assert {name for name, _ in EVERY_RUN} <= set(RECIPES)
-    assert {f"cifar10/{method}" for method in TABLE_1} <= {name for name, _ in EVERY_RUN}
+    assert {run.name for run in EVERY_RUN} <= set(RECIPES)
+    assert {f"cifar10/{method}" for method in TABLE_1} <= {run.name for run in EVERY_RUN}
 
 
 def test_without_records_all_runs_are_listed_in_their_order(tmp_path):
@@ -48,15 +59,28 @@ def test_without_records_all_runs_are_listed_in_their_order(tmp_path):
     assert "no GPU" in text.split("## Table 1 on the slim rung")[1].split("##")[0]
 
 
-@pytest.mark.parametrize(("name", "seed"), EVERY_RUN)
-def test_a_finished_run_leaves_the_list_and_no_other_does(name, seed, tmp_path):
-    put(tmp_path, example_record(name, seed))
-    assert listed(tmp_path) == [run for run in EVERY_RUN if run != (name, seed)]
+@pytest.mark.parametrize("run", EVERY_RUN)
+def test_a_finished_run_leaves_the_list_and_no_other_does(run, tmp_path):
+    put(tmp_path, example_record(run.name, run.seed, dict(run.changes)))
+    assert listed(tmp_path) == [other for other in EVERY_RUN if other != run]
+
+
+@pytest.mark.parametrize("run", [run for run in EVERY_RUN if run.changes])
+def test_the_command_of_a_changed_recipe_trains_it(run, tmp_path, monkeypatch):
+    (plan,) = (plan for plan in plans(tmp_path) if plan.run == run)
+    trained = []
+    monkeypatch.setattr(
+        "wmse.training.train", lambda *given, **named: trained.append((given, named)) or 1 / 0
+    )
+    assert main(shlex.split(plan.command)[3:]) == 2
+    ((name, out), named), *_ = trained
+    assert (name, out) == (run.name, plan.out)
+    assert named["recipe"] == replace(run.recipe, seed=run.seed)
 
 
 def test_precision_and_compilation_make_no_other_run(tmp_path):
     put(tmp_path, example_record(recipe={"precision": "float32", "compile": True}))
-    assert ("cifar10/w-mse-2", 0) not in listed(tmp_path)
+    assert Wanted("cifar10/w-mse-2", 0) not in listed(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +91,7 @@ def test_precision_and_compilation_make_no_other_run(tmp_path):
 def test_another_rung_or_seed_or_an_obsolete_record_leaves_the_run_wanted(changes, tmp_path):
     taken = put(tmp_path, example_record(**changes), "cifar10/w-mse-2/seed-0")
     assert listed(tmp_path) == EVERY_RUN
-    (plan,) = (plan for plan in plans(tmp_path) if (plan.name, plan.seed) == ("cifar10/w-mse-2", 0))
+    (plan,) = (plan for plan in plans(tmp_path) if plan.run[:2] == ("cifar10/w-mse-2", 0))
     assert plan.out == taken.with_name("seed-0-2"), "the command must not meet another run's folder"
     assert "--resume" not in plan.command
 
@@ -75,7 +99,7 @@ def test_another_rung_or_seed_or_an_obsolete_record_leaves_the_run_wanted(change
 @pytest.mark.parametrize("status", ["interrupted", "failed", "running"])
 def test_a_run_that_was_stopped_is_resumed_where_it_lies(status, tmp_path):
     folder = put(tmp_path, example_record(status=status), "elsewhere")
-    (plan,) = (plan for plan in plans(tmp_path) if (plan.name, plan.seed) == ("cifar10/w-mse-2", 0))
+    (plan,) = (plan for plan in plans(tmp_path) if plan.run[:2] == ("cifar10/w-mse-2", 0))
     assert plan.out == folder and plan.command.endswith("--resume")
     assert f"its record says {status!r}" in queue_markdown(*read_records(tmp_path), tmp_path)
 
@@ -116,7 +140,7 @@ def test_speeds_are_assumed_until_a_record_of_the_like_measured_one(tmp_path):
 
 
 def test_times_follow_from_views_and_speed(tmp_path):
-    (plan,) = (plan for plan in plans(tmp_path) if (plan.name, plan.seed) == ("cifar10/w-mse-2", 0))
+    (plan,) = (plan for plan in plans(tmp_path) if plan.run[:2] == ("cifar10/w-mse-2", 0))
     assert plan.seconds == plan.views / 60_000
     assert "99.3 million views, 28 min (assumed)" in queue_markdown([], [], "results")
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wmse.recipes import RECIPES, get_recipe
+from wmse.recipes import RECIPES, SOLO_LEARN, get_recipe
 from wmse.training import check_recipe
 
 
@@ -114,3 +114,19 @@ def test_rungs_change_the_budget_only():
             assert {key for key in low if low[key] != high[key]} == fields
     slim = get_recipe("cifar10-cpu/w-mse-2")
     assert (slim.epochs, slim.width) == (20, 16) and all(0 < drop < 20 for drop in slim.lr_drops)
+
+
+@pytest.mark.parametrize("rung", ["digits", "cifar10", "cifar10-200", "cifar10-cpu"])
+def test_solo_learn_departs_from_the_paper_by_one_difference_at_a_time(rung):
+    papers = vars(get_recipe(f"{rung}/w-mse-2"))
+    seen = set()
+    for name in SOLO_LEARN:
+        held = vars(get_recipe(f"{rung}/w-mse-2-{name}"))
+        changed = {field: held[field] for field in held if held[field] != papers[field]}
+        if name == "solo-learn":
+            assert set(changed) == seen
+        else:
+            assert len(changed) == 1 and changed.keys() == SOLO_LEARN[name].keys()
+            seen |= changed.keys()
+    half = get_recipe(f"{rung}/w-mse-2-half-batch")
+    assert half.batch_size * 2 == papers["batch_size"] and half.slice_size == papers["slice_size"]

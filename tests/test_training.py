@@ -264,3 +264,18 @@ def test_the_whitened_loss_learns_and_the_plain_one_collapses(tmp_path):
     assert results["w-mse"][-1]["loss"] < results["w-mse"][0]["loss"] - 0.2
     assert results["mse"][-1]["embedding_std"] < 0.2 < 0.5 < results["w-mse"][-1]["embedding_std"]
     assert results["mse"][-1]["effective_rank"] < results["w-mse"][-1]["effective_rank"]
+
+
+@pytest.mark.parametrize("warmup", [0, 7])
+def test_the_cosine_schedule_is_torchs_after_the_warmup(warmup):
+    recipe = replace(get_recipe("cifar10/w-mse-2"), epochs=20, warmup_steps=warmup, cosine_schedule=True)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=recipe.learning_rate)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 60 - warmup)
+    for step in range(warmup):
+        expected = recipe.learning_rate * (step + 1) / warmup
+        assert learning_rate(recipe, step, 3) == pytest.approx(expected)
+    for step in range(warmup, 60):
+        assert learning_rate(recipe, step, 3) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+        optimizer.step()
+        scheduler.step()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0)

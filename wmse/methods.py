@@ -35,7 +35,10 @@ def _slicing(batch: Batch, recipe: Recipe) -> dict[str, Any]:
 
 
 def _w_mse(batch: Batch, recipe: Recipe) -> Tensor:
-    return losses.w_mse_loss(batch.outputs.embeddings, **_slicing(batch, recipe))
+    embeddings = batch.outputs.embeddings
+    if recipe.detach_second:
+        embeddings = torch.stack([embeddings[0], embeddings[1].detach()])
+    return losses.w_mse_loss(embeddings, **_slicing(batch, recipe))
 
 
 def _mse(batch: Batch, recipe: Recipe) -> Tensor:
@@ -109,6 +112,10 @@ def check_method(recipe: Recipe, batch_size: int) -> None:
             raise ValueError(f"positives = {d}: at least 1 view of an image is needed")
     else:
         check_pairs(d)
+    if recipe.detach_second and (recipe.method, d) != ("w-mse", 2):
+        raise ValueError(
+            f"detach_second is for method w-mse with 2 positives; got {recipe.method} with {d}: leave it off"
+        )
     if recipe.method == "intl" and k <= batch_size:
         raise ValueError(
             f"embedding_dim = {k} is not more than the {batch_size} images of a batch, between which INTL "

@@ -133,11 +133,19 @@ class Learner(nn.Module):
 
     encoder and projector always; BYOL also has a predictor, and a target: a second encoder and projector
     whose parameters follow the first two's (`follow`) and whose BatchNorm stays in training mode, with
-    statistics of its own, as in the official code.
+    statistics of its own, as in the official code. `per_view`: the projector takes one view at a time, as
+    BYOL's always does.
     """
 
-    def __init__(self, encoder: nn.Module, projector: nn.Module, predictor: nn.Module | None = None):
+    def __init__(
+        self,
+        encoder: nn.Module,
+        projector: nn.Module,
+        predictor: nn.Module | None = None,
+        per_view: bool = False,
+    ):
         super().__init__()
+        self.per_view = per_view
         self.encoder, self.projector, self.predictor = encoder, projector, predictor
         self.target = None
         if predictor is not None:
@@ -147,7 +155,7 @@ class Learner(nn.Module):
     def forward(self, views: list[Tensor]) -> Outputs:
         """Outputs for d views, each (n, 3, h, w)."""
         if self.predictor is None:
-            return Outputs(embed(self.encoder, self.projector, views))
+            return Outputs(embed(self.encoder, self.projector, views, self.per_view))
         embeddings = embed(self.encoder, self.projector, views, one_view_at_a_time=True)
         predictions = torch.stack([self.predictor(rows) for rows in embeddings])
         with torch.no_grad():
@@ -184,4 +192,4 @@ def build_learner(recipe: Recipe, classes: int) -> Learner:
         encoder.out_features, width, k, recipe.projector_batchnorm, recipe.output_batchnorm
     )
     predictor = build_projector(k, width, k) if recipe.method == "byol" else None
-    return Learner(encoder, projector, predictor)
+    return Learner(encoder, projector, predictor, recipe.projector_per_view)

@@ -2,14 +2,16 @@
 
 import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
+from typing import Any, NamedTuple
 
 from wmse import machine
+from wmse.ablations import ABLATIONS, SEEDS, THREE_W_MSES, Ablation
 from wmse.recipes import FLOORS, TABLE_1, Recipe, get_recipe
 from wmse.records import Entry, free_folder
-from wmse.rungs import is_of
+from wmse.rungs import flags, is_of
 from wmse.schema import recipe_of
 
 TRAINING_IMAGES = {
@@ -35,21 +37,41 @@ UNBROKEN = {"break_long_words": False, "break_on_hyphens": False}
 ON_A_GPU_FIRST = ("python -m pytest tests/test_cuda.py", "python -m benchmarks --device cuda --profile")
 
 
+class Wanted(NamedTuple):
+    """A run by its recipe's name and seed, and what is changed of the recipe."""
+
+    name: str
+    seed: int
+    changes: tuple[tuple[str, Any], ...] = ()  # fields and values
+
+    @property
+    def recipe(self) -> Recipe:
+        return replace(get_recipe(self.name), **dict(self.changes))
+
+    @property
+    def flags(self) -> list[str]:
+        return flags(dict(self.changes))
+
+    def folder(self, results: Path) -> Path:
+        """Where its record goes: results/digits/w-mse-2/slice-size-33/seed-0."""
+        changed = "-".join(word.removeprefix("--") for word in self.flags)
+        return results / self.name / changed / f"seed-{self.seed}"
+
+
 @dataclass(frozen=True)
 class Stage:
     """Runs that are wanted at the same time, and for the same reason."""
 
     title: str
     device: str  # cuda | cpu: the least that they need
-    runs: tuple[tuple[str, int], ...]  # recipe's name and seed
+    runs: tuple["Wanted", ...]
 
 
 @dataclass(frozen=True)
 class Plan:
     """One run that is wanted."""
 
-    name: str
-    seed: int
+    run: Wanted
     out: Path
     status: str  # of the unfinished record of it in `out`, or nothing
     views: int  # to train on, all epochs together
@@ -60,18 +82,27 @@ class Plan:
     def command(self) -> str:
         resume = " --resume" if self.status else ""
         folder = shlex.quote(self.out.as_posix())
-        return f"python -m wmse train {self.name} --seed {self.seed} --out {folder}{resume}"
+        changed = "".join(f" {word}" for word in self.run.flags)
+        return f"python -m wmse train {self.run.name} --seed {self.run.seed}{changed} --out {folder}{resume}"
 
 
-def _runs(rungs: Iterable[str], methods: Iterable[str], seeds: Iterable[int] = (0,)) -> tuple:
+def _runs(rungs: Iterable[str], methods: Iterable[str], seeds: Iterable[int] = (0,)) -> tuple[Wanted, ...]:
     methods, rungs = tuple(methods), tuple(rungs)
-    return tuple((f"{rung}/{method}", seed) for seed in seeds for rung in rungs for method in methods)
+    return tuple(Wanted(f"{rung}/{method}", seed) for seed in seeds for rung in rungs for method in methods)
+
+
+def _ablated(ablations: Iterable[Ablation]) -> tuple[Wanted, ...]:
+    """Every setting once, though several ablations share some; all of one seed before the next."""
+    settings = [setting for ablation in ablations for setting in ablation.settings]
+    runs = [Wanted(s.name, seed, tuple(s.changes.items())) for seed in SEEDS for s in settings]
+    return tuple(dict.fromkeys(runs))
 
 
 _SLIM = (*TABLE_1, "mse", "supervised")
 _OURS_FIRST = ("w-mse-2", "w-mse-4", "simclr", "byol")
 STAGES = (
     Stage("Table 1 on the slim rung, with what bounds it", "cpu", _runs(["cifar10-cpu"], (*_SLIM, *FLOORS))),
+    Stage("Ablations, and three W-MSEs", "cpu", _ablated((*ABLATIONS.values(), THREE_W_MSES))),
     Stage("Table 1 at 200 epochs", "cuda", _runs(["cifar10-200"], ("w-mse-2", "simclr", "byol", "w-mse-4"))),
     Stage("Table 1 at the paper's 1000 epochs", "cuda", _runs(["cifar10"], _OURS_FIRST)),
     Stage(
@@ -97,9 +128,9 @@ STAGES = (
 def wanted(stage: Stage, entries: Sequence[Entry], results: Path) -> list[Plan]:
     """The stage's runs that have no finished record among `entries`; their folders are below `results`."""
     return [
-        _plan(name, seed, stage.device, entries, results)
-        for name, seed in stage.runs
-        if not _found(name, seed, ("finished",), entries)
+        _plan(run, stage.device, entries, results)
+        for run in stage.runs
+        if not _found(run, ("finished",), entries)
     ]
 
 
@@ -145,7 +176,7 @@ def estimate(name: str, device: str, entries: Sequence[Entry], results: str | Pa
 
     device: cuda | cpu, the kind that it would run on; where no record has measured it, at an assumed speed.
     """
-    plan = _plan(name, 0, device, entries, Path(results))
+    plan = _plan(Wanted(name, 0), device, entries, Path(results))
     return f"`train {name}`" + (f", {_time(plan.seconds)}" if plan.views else "")
 
 
@@ -171,20 +202,22 @@ def queue_markdown(entries: Sequence[Entry], problems: Sequence[str], results: s
     return "\n\n".join(blocks) + "\n"
 
 
-def _plan(name: str, seed: int, device: str, entries: Sequence[Entry], results: Path) -> Plan:
-    recipe = get_recipe(name)
-    stopped = _found(name, seed, ("interrupted", "failed", "running"), entries)
-    out = stopped[-1].folder if stopped else free_folder(results / name / f"seed-{seed}")
+def _plan(run: Wanted, device: str, entries: Sequence[Entry], results: Path) -> Plan:
+    recipe = run.recipe
+    stopped = _found(run, ("interrupted", "failed", "running"), entries)
+    out = stopped[-1].folder if stopped else free_folder(run.folder(results))
     views = views_to_train(recipe)
     per_second, basis = speed(recipe, device, entries) if views else (1.0, "nothing is trained")
     status = stopped[-1].record["status"] if stopped else ""
-    return Plan(name, seed, out, status, views, views / per_second, basis)
+    return Plan(run, out, status, views, views / per_second, basis)
 
 
-def _found(name: str, seed: int, statuses: Iterable[str], entries: Sequence[Entry]) -> list[Entry]:
+def _found(run: Wanted, statuses: Iterable[str], entries: Sequence[Entry]) -> list[Entry]:
     """The records of that very run in one of these states."""
     return [
-        entry for entry in entries if entry.record["status"] in statuses and is_of(entry.record, name, seed)
+        entry
+        for entry in entries
+        if entry.record["status"] in statuses and is_of(entry.record, run.name, run.seed, dict(run.changes))
     ]
 
 

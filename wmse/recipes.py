@@ -32,6 +32,8 @@ class Recipe:
     """Units in the hidden layer of the projector, and of BYOL's predictor."""
     projector_batchnorm: bool = True
     """BatchNorm in that hidden layer."""
+    projector_per_view: bool = False
+    """Let the projector take one view at a time, as BYOL's always does: its BatchNorm sees each alone."""
     output_batchnorm: bool = False
     """An affine BatchNorm after the projector."""
     embedding_dim: int = 64
@@ -50,6 +52,8 @@ class Recipe:
     """Steps of newton-schulz, and of INTL's."""
     groups: int = 4
     """CW-RGP: random groups of channels; a group must hold more channels than a slice holds images."""
+    detach_second: bool = False
+    """W-MSE of two views: let no gradient through the second, as solo-learn does."""
     temperature: float = 0.5
     """SimCLR's temperature."""
     target_momentum: float = 0.99
@@ -76,6 +80,8 @@ class Recipe:
     """The learning rate is multiplied by lr_drop_factor at these numbers of epochs before the end."""
     lr_drop_factor: float = 0.2
     """Factor of each drop of the learning rate."""
+    cosine_schedule: bool = False
+    """After the warm-up the learning rate falls to 0 along a cosine, in place of the drops."""
     precision: str = "auto"
     """auto (bfloat16 where native, float16 on older GPUs, else float32), float32, bfloat16 or float16."""
     compile: bool = False
@@ -106,6 +112,20 @@ METHODS: dict[str, dict] = {
     "random-encoder": {"method": "none", "epochs": 0},
     "raw-pixels": {"method": "none", "epochs": 0, "encoder": "pixels"},
 }
+
+# Where solo-learn's W-MSE departs from the paper's, one difference at a time, then all of them: its loss, its
+# networks and its settings for CIFAR-10. At batches half as large its learning rate is two thirds.
+_STRONG = ViewSettings(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, grayscale_probability=0.2)
+SOLO_LEARN: dict[str, dict] = {
+    "detached": {"detach_second": True},
+    "projector-per-view": {"projector_per_view": True},
+    "half-batch": {"batch_size": 256},
+    "lower-rate": {"learning_rate": 2e-3},
+    "cosine": {"cosine_schedule": True},
+    "strong-jitter": {"views": _STRONG},
+}
+SOLO_LEARN["solo-learn"] = {field: value for change in SOLO_LEARN.values() for field, value in change.items()}
+METHODS |= {f"w-mse-2-{name}": change for name, change in SOLO_LEARN.items()}
 
 TABLE_1 = ("simclr", "byol", "w-mse-2", "w-mse-4")
 COMPARED = (*TABLE_1, "barlow-twins", "vicreg", "cw-rgp-2", "cw-rgp-4", "supervised")
@@ -151,6 +171,9 @@ DATASETS = {
 }
 
 # Where a data set and a method meet.
+_DIGITS_STRONG = {
+    "views": replace(DATASETS["digits"].views, brightness=0.8, contrast=0.8, saturation=0.8),
+}
 _TINY_CW = {"embedding_dim": 1024, "projector_width": 2048, "slice_size": 128, "groups": 2}
 _DIGITS_CW = {"embedding_dim": 128, "slice_size": 32, "groups": 2}
 MEETINGS: dict[tuple[str, str], dict] = {
@@ -162,6 +185,9 @@ MEETINGS: dict[tuple[str, str], dict] = {
     ("digits", "cw-rgp-2"): _DIGITS_CW,
     ("digits", "cw-rgp-4"): _DIGITS_CW | {"batch_size": 64},
     ("digits", "w-mse-4"): {"batch_size": 64},
+    ("digits", "w-mse-2-half-batch"): {"batch_size": 64},
+    ("digits", "w-mse-2-strong-jitter"): _DIGITS_STRONG,
+    ("digits", "w-mse-2-solo-learn"): {"batch_size": 64} | _DIGITS_STRONG,
     ("digits", "intl"): {"embedding_dim": 256},
 }
 
@@ -186,6 +212,11 @@ RECIPES |= {
 }
 RECIPES |= {f"imagenet100/{method}": _recipe("imagenet100", method) for method in ("w-mse-2", "w-mse-4")}
 RECIPES |= {f"{rung}/{method}": _recipe("cifar10", method, rung) for rung in RUNGS for method in _ROWS}
+RECIPES |= {
+    f"{rung}/w-mse-2-{name}": _recipe("cifar10", f"w-mse-2-{name}", rung)
+    for rung in ("cifar10", *RUNGS)
+    for name in SOLO_LEARN
+}
 
 
 def get_recipe(name: str) -> Recipe:

@@ -1,11 +1,14 @@
 """Which rung of the budget ladder a record stands on: only records of one rung are averaged."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
+from types import MappingProxyType
 from typing import Any
 
 from wmse.recipes import RECIPES, Recipe
 from wmse.schema import recipe_of
 
+NONE: Mapping[str, Any] = MappingProxyType({})
 # How a run computes, and which of equals it is: no part of what it is an experiment on.
 IMMATERIAL = ("seed", "precision", "compile", "sync_batchnorm")
 # Several processes are material: BatchNorm sees each one's share of a batch, or, synchronised, the whole.
@@ -37,9 +40,21 @@ def rung(record: dict[str, Any]) -> str:
     return f"{name.split('/')[0]} ({cost}{slim})" + (", but " + ", ".join(changed) if changed else "")
 
 
-def is_of(record: dict[str, Any], name: str, seed: int) -> bool:
-    """Whether a record is of the recipe `name` as it stands, and of that seed."""
-    return record["name"] == name and record["seed"] == seed and not departures(record)
+def is_of(record: dict[str, Any], name: str, seed: int, changes: Mapping[str, Any] = NONE) -> bool:
+    """Whether a record is of the recipe `name` with just these changes, and of that seed."""
+    return record["name"] == name and record["seed"] == seed and departures(record) == changes
+
+
+def flags(changes: Mapping[str, Any]) -> list[str]:
+    """Changes of a recipe as flags of `python -m wmse train`: ["--slice-size", "33", "--no-normalize"]."""
+    words = []
+    for field, value in changes.items():
+        flag = field.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *map(str, value if isinstance(value, list | tuple) else [value])]
+    return words
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:

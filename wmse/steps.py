@@ -1,6 +1,7 @@
 """One step of training: views -> networks -> loss -> gradient -> weights."""
 
 import inspect
+import math
 
 import torch
 from torch import Tensor, nn
@@ -22,11 +23,20 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     """The rate for a step (from 0): linear warm-up, then constant, then drops counted back from the end.
 
     A drop that would fall before the start never acts, so a short run has none but those it has room for.
+    With `cosine_schedule` a cosine leads from the end of the warm-up to 0 at the end, and nothing drops.
     """
+    if recipe.cosine_schedule:
+        return recipe.learning_rate * _warmup_and_cosine(recipe, step, recipe.epochs * steps_per_epoch)
     epoch = step // steps_per_epoch
     drops = sum(0 <= recipe.epochs - before <= epoch for before in recipe.lr_drops)
     warmup = min(1.0, (step + 1) / recipe.warmup_steps) if recipe.warmup_steps else 1.0
     return recipe.learning_rate * warmup * recipe.lr_drop_factor**drops
+
+
+def _warmup_and_cosine(recipe: Recipe, step: int, steps: int) -> float:
+    if step < recipe.warmup_steps:
+        return (step + 1) / recipe.warmup_steps
+    return (1 + math.cos(math.pi * (step - recipe.warmup_steps) / (steps - recipe.warmup_steps))) / 2
 
 
 def wrapped(run: Run) -> nn.Module:

@@ -1,0 +1,75 @@
+"""Ablations change one choice at a time, and read from records what it did."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from example_records import example_record, put
+
+from wmse.ablations import ABLATIONS, BASE, SEEDS, THREE_W_MSES, compare
+from wmse.plans import views_to_train
+from wmse.recipes import SOLO_LEARN, get_recipe
+from wmse.records import read_records
+from wmse.rungs import departures
+from wmse.training import check_recipe
+
+EVERY = {**ABLATIONS, "three": THREE_W_MSES}
+SETTINGS = [setting for ablation in EVERY.values() for setting in ablation.settings]
+
+
+def record_of(setting, seed=0, accuracy=80.0, **changes):
+    changes = {"metrics": {"linear_top1": accuracy}, **changes}
+    return example_record(setting.name, seed, dict(setting.changes), **changes)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.label)
+def test_each_setting_can_start_and_is_what_a_record_of_it_departs_by(setting):
+    check_recipe(replace(get_recipe(setting.name), **setting.changes), torch.device("cpu"))
+    assert departures(record_of(setting)) == setting.changes
+
+
+def test_labels_are_unique_and_other_choices_are_left_alone():
+    told = {"positives": {"positives", "epochs", "lr_drops"}}
+    for key, ablation in EVERY.items():
+        labels = [setting.label for setting in ablation.settings]
+        assert len(set(labels)) == len(labels) > 1
+        if key == "three":
+            continue
+        recipes = [vars(replace(get_recipe(s.name), **s.changes)) for s in ablation.settings]
+        changed = {field for recipe in recipes for field in recipe if recipe[field] != recipes[0][field]}
+        assert changed <= told.get(key, changed) and (key in told or len(changed) == 1), key
+    assert [setting.name for setting in THREE_W_MSES.settings[1:]] == [f"{BASE}-{n}" for n in SOLO_LEARN]
+
+
+def test_positives_are_compared_at_equal_views():
+    settings = ABLATIONS["positives"].settings
+    recipes = [replace(get_recipe(setting.name), **setting.changes) for setting in settings]
+    assert [recipe.positives for recipe in recipes] == [2, 3, 4, 8]
+    views = [views_to_train(recipe) for recipe in recipes]
+    assert max(views) / min(views) < 1.01
+    assert {recipe.batch_size for recipe in recipes} == {64}
+    shares = [drop / recipe.epochs for recipe in recipes for drop in recipe.lr_drops[:1]]
+    assert shares == pytest.approx([0.25] * 4, abs=0.01)
+
+
+def test_values_are_of_finished_runs_of_just_that_setting_the_last_of_a_seed(tmp_path):
+    cosine, euclidean = ABLATIONS["distance"].settings
+    for seed in SEEDS:
+        put(tmp_path, record_of(cosine, seed, 80.0 + seed), f"a/{seed}")
+        put(tmp_path, record_of(euclidean, seed, 70.0 + seed), f"b/{seed}")
+    put(tmp_path, record_of(euclidean, 0, 60.0, finished="2026-01-02T00:00:00+00:00"), "again")
+    put(tmp_path, record_of(euclidean, 5, 10.0, status="interrupted"), "stopped")
+    put(tmp_path, example_record(BASE, 6, {"normalize": False, "epochs": 3}), "other")
+    put(tmp_path, record_of(euclidean, 7, limit=512), "limited")
+    first, second = compare(ABLATIONS["distance"], read_records(tmp_path)[0])
+    assert first.values == {0: 80, 1: 81, 2: 82} and first.lead is None
+    assert second.values == {0: 60, 1: 71, 2: 72}
+    assert second.lead.difference == pytest.approx(203 / 3 - 81)
+    assert second.lead.low < second.lead.difference < second.lead.high
+
+
+@pytest.mark.parametrize("ablation", EVERY.values(), ids=list(EVERY))
+def test_without_records_there_is_nothing_to_compare(ablation):
+    assert [(found.values, found.lead) for found in compare(ablation, [])] == [({}, None)] * len(
+        ablation.settings
+    )

@@ -1,0 +1,129 @@
+"""Ablations: what each choice in W-MSE does, one changed at a time, on a rung that a laptop can afford.
+
+An `Ablation` lists the settings to compare; its runs are in the queue (`wmse.plans`), and `compare` reads
+what came of them from the records. The rung is `digits`; nothing here is the paper's, whose own ablations
+were not published in figures.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from wmse.claims import Interval, interval
+from wmse.recipes import SOLO_LEARN
+from wmse.records import Entry
+from wmse.rungs import NONE, departures
+
+SEEDS = (0, 1, 2)
+BASE = "digits/w-mse-2"
+
+
+class Setting(NamedTuple):
+    """A recipe, perhaps with changes, and what a figure calls it."""
+
+    label: str
+    changes: Mapping[str, Any] = NONE
+    name: str = BASE  # of the recipe
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Settings that differ in one choice. The first is what the others are compared with."""
+
+    choice: str  # what differs, as the label of a figure's axis
+    settings: tuple[Setting, ...]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What the runs of one setting scored."""
+
+    setting: Setting
+    values: dict[int, float]  # by seed
+    lead: Interval | None  # over the ablation's first setting; None of the first, and below two seeds of each
+
+
+def _changed(field: str, values: Mapping[str, Any], **always: Any) -> tuple[Setting, ...]:
+    return tuple(Setting(label, always | {field: value}) for label, value in values.items())
+
+
+# As many views in each step and in all: more positives, fewer images and the drops nearer to the end.
+def _positives(d: int, epochs: int, drops: tuple[int, int]) -> Setting:
+    more = {} if d == 4 else {"positives": d}
+    return Setting(str(d), more | {"epochs": epochs, "lr_drops": drops}, "digits/w-mse-4")
+
+
+_PAPERS = Setting("as in the paper")
+ABLATIONS = {
+    "distance": Ablation(
+        "distance between positives",
+        (Setting("cosine"), Setting("Euclidean", {"normalize": False})),
+    ),
+    "positives": Ablation(
+        "positives of an image, d",
+        (
+            Setting("2", name="digits/w-mse-2-half-batch"),
+            _positives(3, 43, (11, 4)),
+            _positives(4, 32, (8, 3)),
+            _positives(8, 16, (4, 2)),
+        ),
+    ),
+    # 132 images a batch, because 33 = k + 1, 44, 66 and 132 divide it.
+    "slice size": Ablation(
+        "images in a slice",
+        tuple(Setting(str(size), {"slice_size": size, "batch_size": 132}) for size in (66, 33, 44, 132)),
+    ),
+    "iterations": Ablation(
+        "permutations into slices, w_iter",
+        (Setting("1"), *_changed("iterations", {"4": 4, "16": 16})),
+    ),
+    "whitening": Ablation(
+        "whitening matrix",
+        (
+            Setting("Cholesky"),
+            *_changed("whitening", {"ZCA": "zca", "PCA": "pca", "Newton-Schulz": "newton-schulz"}),
+        ),
+    ),
+    "projector": Ablation(
+        "hidden layer of the projector",
+        (Setting("with BatchNorm"), Setting("without", {"projector_batchnorm": False})),
+    ),
+    "shrinkage": Ablation(
+        "shrinkage of the covariance, eps",
+        (Setting("0"), *_changed("whitening_eps", {"0.01": 0.01, "0.1": 0.1, "0.5": 0.5})),
+    ),
+}
+THREE_W_MSES = Ablation(
+    "difference from the paper's W-MSE 2",
+    (_PAPERS, *(Setting(name.replace("-", " "), name=f"{BASE}-{name}") for name in SOLO_LEARN)),
+)
+
+
+def compare(ablation: Ablation, entries: Sequence[Entry], metric: str = "linear_top1") -> list[Compared]:
+    """What the records say of each setting: finished runs of just that recipe, the last of each seed.
+
+    Raises KeyError where such a record lacks the metric.
+    """
+    found = [(setting, _values(setting, entries, metric)) for setting in ablation.settings]
+    base = list(found[0][1].values())
+    return [
+        Compared(setting, values, _lead(list(values.values()), base) if number else None)
+        for number, (setting, values) in enumerate(found)
+    ]
+
+
+def _values(setting: Setting, entries: Sequence[Entry], metric: str) -> dict[int, float]:
+    own = [
+        entry.record
+        for entry in entries
+        if entry.record["status"] == "finished"
+        and entry.record["name"] == setting.name
+        and departures(entry.record) == setting.changes
+    ]
+    own.sort(key=lambda record: datetime.fromisoformat(record["finished"]))
+    return dict(sorted({record["seed"]: record["metrics"][metric] for record in own}.items()))
+
+
+def _lead(values: list[float], base: list[float]) -> Interval | None:
+    return interval(values, base) if min(len(values), len(base)) > 1 else None
