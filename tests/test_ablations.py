@@ -6,14 +6,15 @@ import pytest
 import torch
 from example_records import example_record, put
 
-from wmse.ablations import ABLATIONS, BASE, SEEDS, THREE_W_MSES, compare
+from wmse.ablations import ABLATIONS, BASE, SEEDS, compare, three_w_mses
 from wmse.plans import views_to_train
 from wmse.recipes import SOLO_LEARN, get_recipe
 from wmse.records import read_records
 from wmse.rungs import departures
 from wmse.training import check_recipe
 
-EVERY = {**ABLATIONS, "three": THREE_W_MSES}
+THREE = {rung: three_w_mses(rung) for rung in ("digits", "cifar10-cpu", "cifar10")}
+EVERY = ABLATIONS | THREE
 SETTINGS = [setting for ablation in EVERY.values() for setting in ablation.settings]
 
 
@@ -33,12 +34,14 @@ def test_labels_are_unique_and_other_choices_are_left_alone():
     for key, ablation in EVERY.items():
         labels = [setting.label for setting in ablation.settings]
         assert len(set(labels)) == len(labels) > 1
-        if key == "three":
-            continue
+        if key in THREE:
+            continue  # each a recipe of its own
         recipes = [vars(replace(get_recipe(s.name), **s.changes)) for s in ablation.settings]
         changed = {field for recipe in recipes for field in recipe if recipe[field] != recipes[0][field]}
         assert changed <= told.get(key, changed) and (key in told or len(changed) == 1), key
-    assert [setting.name for setting in THREE_W_MSES.settings[1:]] == [f"{BASE}-{n}" for n in SOLO_LEARN]
+    for rung, ablation in THREE.items():
+        names = [setting.name for setting in ablation.settings]
+        assert names == [f"{rung}/w-mse-2", *(f"{rung}/w-mse-2-{name}" for name in SOLO_LEARN)]
 
 
 def test_positives_are_compared_at_equal_views():

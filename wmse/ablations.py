@@ -54,7 +54,6 @@ def _positives(d: int, epochs: int, drops: tuple[int, int]) -> Setting:
     return Setting(str(d), more | {"epochs": epochs, "lr_drops": drops}, "digits/w-mse-4")
 
 
-_PAPERS = Setting("as in the paper")
 ABLATIONS = {
     "distance": Ablation(
         "distance between positives",
@@ -94,10 +93,22 @@ ABLATIONS = {
         (Setting("0"), *_changed("whitening_eps", {"0.01": 0.01, "0.1": 0.1, "0.5": 0.5})),
     ),
 }
-THREE_W_MSES = Ablation(
-    "difference from the paper's W-MSE 2",
-    (_PAPERS, *(Setting(name.replace("-", " "), name=f"{BASE}-{name}") for name in SOLO_LEARN)),
-)
+SOLO_LEARN_LABELS = {
+    "detached": "second view\ndetached",
+    "projector-per-view": "projector,\nview by view",
+    "half-batch": "half the\nbatch",
+    "lower-rate": "2/3 of the\nlearning rate",
+    "cosine": "cosine\nschedule",
+    "strong-jitter": "stronger\njitter",
+    "solo-learn": "all of\nthese",
+}
+
+
+def three_w_mses(rung: str) -> Ablation:
+    """W-MSE 2 as in the paper against solo-learn's differences, on a rung: each alone, then all."""
+    papers = Setting("as in\nthe paper", name=f"{rung}/w-mse-2")
+    others = (Setting(SOLO_LEARN_LABELS[name], name=f"{papers.name}-{name}") for name in SOLO_LEARN)
+    return Ablation("difference from the paper's W-MSE 2", (papers, *others))
 
 
 def compare(ablation: Ablation, entries: Sequence[Entry], metric: str = "linear_top1") -> list[Compared]:

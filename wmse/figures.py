@@ -5,7 +5,7 @@ Colours are Okabe and Ito's, which colour-blind readers can tell apart; classes 
 
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -139,3 +139,39 @@ def spectrum(curves: dict[str, Tensor], ax: "Axes", ylabel: str = "singular valu
     ax.set_ylabel(ylabel)
     ax.legend()
     return ax
+
+
+def seeds_by_setting(panels: Mapping[str, Mapping[str, Sequence[float]]], xlabel: str) -> "Figure":
+    """A panel a measure, in it a column a setting: a mark for each run, and a bar at their mean.
+
+    A dotted line goes through the mean of the first setting. A setting without runs says so. With more than
+    four settings the panels stand one above the other.
+
+    Args:
+        panels: label of the measure's axis -> label of the setting -> one number a run.
+    """
+    import matplotlib.pyplot as plt
+
+    settings = max(len(values) for values in panels.values())
+    wide = settings <= 4
+    shape = (1, len(panels)) if wide else (len(panels), 1)
+    figure, axes = plt.subplots(*shape, figsize=(8.6, 3.2 if wide else 5.2), sharex=not wide, squeeze=False)
+    for ax, (ylabel, values) in zip(axes.flat, panels.items(), strict=True):
+        for column, runs in enumerate(values.values()):
+            colour, marker = OKABE_ITO[column % 7], MARKERS[column]  # the eighth is too pale for a line
+            if not len(runs):
+                words = {"rotation": 90, "va": "center", "ha": "center", "color": "#666666"}
+                ax.text(column, 0.5, "no run yet", transform=ax.get_xaxis_transform(), **words)
+                continue
+            places = column + 0.12 * (np.arange(len(runs)) - (len(runs) - 1) / 2)
+            ax.plot(places, runs, marker, color=colour)
+            ax.hlines(np.mean(runs), column - 0.3, column + 0.3, color=colour)
+            if column == 0:
+                ax.axhline(np.mean(runs), color="#444444", linestyle=":", linewidth=1)
+        ax.set_xticks(range(len(values)), list(values))
+        ax.set_xlim(-0.6, len(values) - 0.4)
+        ax.grid(False, axis="x")
+        ax.set_ylabel(ylabel)
+    for ax in axes[-1]:
+        ax.set_xlabel(xlabel)
+    return figure

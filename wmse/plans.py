@@ -8,8 +8,8 @@ from textwrap import fill
 from typing import Any, NamedTuple
 
 from wmse import machine
-from wmse.ablations import ABLATIONS, SEEDS, THREE_W_MSES, Ablation
-from wmse.recipes import FLOORS, TABLE_1, Recipe, get_recipe
+from wmse.ablations import ABLATIONS, SEEDS, Ablation, three_w_mses
+from wmse.recipes import FLOORS, SOLO_LEARN, TABLE_1, Recipe, get_recipe
 from wmse.records import Entry, free_folder
 from wmse.rungs import flags, is_of
 from wmse.schema import recipe_of
@@ -102,11 +102,16 @@ _SLIM = (*TABLE_1, "mse", "supervised")
 _OURS_FIRST = ("w-mse-2", "w-mse-4", "simclr", "byol")
 STAGES = (
     Stage("Table 1 on the slim rung, with what bounds it", "cpu", _runs(["cifar10-cpu"], (*_SLIM, *FLOORS))),
-    Stage("Ablations, and three W-MSEs", "cpu", _ablated((*ABLATIONS.values(), THREE_W_MSES))),
+    Stage("Ablations, and three W-MSEs", "cpu", _ablated((*ABLATIONS.values(), three_w_mses("digits")))),
     Stage("Table 1 at 200 epochs", "cuda", _runs(["cifar10-200"], ("w-mse-2", "simclr", "byol", "w-mse-4"))),
     Stage("Table 1 at the paper's 1000 epochs", "cuda", _runs(["cifar10"], _OURS_FIRST)),
     Stage(
         "Further seeds of the slim rung", "cpu", _runs(["cifar10-cpu"], (*_SLIM, "random-encoder"), (1, 2))
+    ),
+    Stage(
+        "Three W-MSEs on the slim rung",
+        "cpu",
+        _runs(["cifar10-cpu"], [f"w-mse-2-{name}" for name in SOLO_LEARN]),
     ),
     Stage("Further seeds at 200 epochs", "cuda", _runs(["cifar10-200"], _OURS_FIRST, (1, 2))),
     Stage(
