@@ -30,7 +30,7 @@ def test_each_setting_can_start_and_is_what_a_record_of_it_departs_by(setting):
 
 
 def test_labels_are_unique_and_other_choices_are_left_alone():
-    told = {"positives": {"positives", "epochs", "lr_drops"}}
+    told = {"positives": {"positives", "epochs", "lr_drops"}, "slice size": {"slice_size", "whitening"}}
     for key, ablation in EVERY.items():
         labels = [setting.label for setting in ablation.settings]
         assert len(set(labels)) == len(labels) > 1
@@ -69,6 +69,21 @@ def test_values_are_of_finished_runs_of_just_that_setting_the_last_of_a_seed(tmp
     assert second.values == {0: 60, 1: 71, 2: 72}
     assert second.lead.difference == pytest.approx(203 / 3 - 81)
     assert second.lead.low < second.lead.difference < second.lead.high
+
+
+def test_a_run_that_broke_down_is_an_outcome_unless_a_later_one_finished(tmp_path):
+    cosine, euclidean = ABLATIONS["distance"].settings
+    error = "SingularCovarianceError: the covariance of slice (0, 0, 0) cannot be factorised"
+    failed = {"status": "failed", "error": error}
+    for seed in SEEDS:
+        record = record_of(cosine, seed, **failed, finished="2026-01-03T00:00:00+00:00")
+        del record["metrics"]
+        put(tmp_path, record, f"a/{seed}")
+    put(tmp_path, record_of(cosine, 1, 81.0), "a/1-2")
+    put(tmp_path, record_of(euclidean, 0, status="failed", error="OSError: the disk is full"), "b")
+    first, second = compare(ABLATIONS["distance"], read_records(tmp_path)[0])
+    assert first.values == {1: 81} and first.breakdowns == {0: error, 2: error}
+    assert second.values == second.breakdowns == {} and second.lead is None
 
 
 @pytest.mark.parametrize("ablation", EVERY.values(), ids=list(EVERY))

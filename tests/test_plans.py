@@ -104,6 +104,13 @@ def test_a_run_that_was_stopped_is_resumed_where_it_lies(status, tmp_path):
     assert f"its record says {status!r}" in queue_markdown(*read_records(tmp_path), tmp_path)
 
 
+def test_a_run_that_broke_down_by_its_own_numbers_is_not_wanted_again(tmp_path):
+    put(tmp_path, example_record(status="failed", error="DivergenceError: the loss is NaN near step 7"))
+    assert Wanted("cifar10/w-mse-2", 0) not in listed(tmp_path)
+    put(tmp_path, example_record("cifar10-200/simclr", 1, status="failed", error="OSError: the disk is full"))
+    assert Wanted("cifar10-200/simclr", 1) in listed(tmp_path)
+
+
 def test_a_broken_record_is_named(tmp_path):
     broken = put(tmp_path, example_record(status="done"))
     assert str(broken) in queue_markdown(*read_records(tmp_path), tmp_path)

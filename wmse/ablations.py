@@ -7,12 +7,11 @@ were not published in figures.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, NamedTuple
 
 from wmse.claims import Interval, interval
 from wmse.recipes import SOLO_LEARN
-from wmse.records import Entry
+from wmse.records import Entry, breakdown
 from wmse.rungs import NONE, departures
 
 SEEDS = (0, 1, 2)
@@ -40,7 +39,8 @@ class Compared:
     """What the runs of one setting scored."""
 
     setting: Setting
-    values: dict[int, float]  # by seed
+    values: dict[int, float]  # by seed, of finished runs
+    breakdowns: dict[int, str]  # by seed, the error that ended a run before its time
     lead: Interval | None  # over the ablation's first setting; None of the first, and below two seeds of each
 
 
@@ -71,7 +71,13 @@ ABLATIONS = {
     # 132 images a batch, because 33 = k + 1, 44, 66 and 132 divide it.
     "slice size": Ablation(
         "images in a slice",
-        tuple(Setting(str(size), {"slice_size": size, "batch_size": 132}) for size in (66, 33, 44, 132)),
+        (
+            *(Setting(str(size), {"slice_size": size, "batch_size": 132}) for size in (66, 33, 44, 132)),
+            *(
+                Setting(f"{size}\nby QR", {"slice_size": size, "batch_size": 132, "whitening": "qr"})
+                for size in (33, 132)
+            ),
+        ),
     ),
     "iterations": Ablation(
         "permutations into slices, w_iter",
@@ -112,28 +118,35 @@ def three_w_mses(rung: str) -> Ablation:
 
 
 def compare(ablation: Ablation, entries: Sequence[Entry], metric: str = "linear_top1") -> list[Compared]:
-    """What the records say of each setting: finished runs of just that recipe, the last of each seed.
+    """What the records say of each setting: runs of just that recipe, the last of each seed.
 
     Raises KeyError where such a record lacks the metric.
     """
-    found = [(setting, _values(setting, entries, metric)) for setting in ablation.settings]
-    base = list(found[0][1].values())
+    runs = [_runs(setting, entries) for setting in ablation.settings]
+    values = [{seed: run["metrics"][metric] for seed, run in own.items() if "metrics" in run} for own in runs]
+    base = list(values[0].values())
     return [
-        Compared(setting, values, _lead(list(values.values()), base) if number else None)
-        for number, (setting, values) in enumerate(found)
+        Compared(
+            setting,
+            scores,
+            {seed: breakdown(run) for seed, run in own.items() if breakdown(run)},
+            _lead(list(scores.values()), base) if number else None,
+        )
+        for number, (setting, own, scores) in enumerate(zip(ablation.settings, runs, values, strict=True))
     ]
 
 
-def _values(setting: Setting, entries: Sequence[Entry], metric: str) -> dict[int, float]:
+def _runs(setting: Setting, entries: Sequence[Entry]) -> dict[int, dict[str, Any]]:
+    """Records by seed, those that finished or broke down; a finished one wins, then the later one."""
     own = [
         entry.record
         for entry in entries
-        if entry.record["status"] == "finished"
+        if (entry.record["status"] == "finished" or breakdown(entry.record))
         and entry.record["name"] == setting.name
         and departures(entry.record) == setting.changes
     ]
-    own.sort(key=lambda record: datetime.fromisoformat(record["finished"]))
-    return dict(sorted({record["seed"]: record["metrics"][metric] for record in own}.items()))
+    own.sort(key=lambda record: (record["status"] == "finished", record.get("finished", "")))
+    return dict(sorted({record["seed"]: record for record in own}.items()))
 
 
 def _lead(values: list[float], base: list[float]) -> Interval | None:

@@ -141,14 +141,17 @@ def spectrum(curves: dict[str, Tensor], ax: "Axes", ylabel: str = "singular valu
     return ax
 
 
-def seeds_by_setting(panels: Mapping[str, Mapping[str, Sequence[float]]], xlabel: str) -> "Figure":
+def seeds_by_setting(
+    panels: Mapping[str, Mapping[str, Sequence[float]]], xlabel: str, empty: Mapping[str, str] | None = None
+) -> "Figure":
     """A panel a measure, in it a column a setting: a mark for each run, and a bar at their mean.
 
-    A dotted line goes through the mean of the first setting. A setting without runs says so. With more than
-    four settings the panels stand one above the other.
+    A dotted line goes through the mean of the first setting. With more than four settings
+    the panels stand one above the other.
 
     Args:
         panels: label of the measure's axis -> label of the setting -> one number a run.
+        empty: label of the setting -> what to write where it has no runs, if not "no run yet".
     """
     import matplotlib.pyplot as plt
 
@@ -157,11 +160,12 @@ def seeds_by_setting(panels: Mapping[str, Mapping[str, Sequence[float]]], xlabel
     shape = (1, len(panels)) if wide else (len(panels), 1)
     figure, axes = plt.subplots(*shape, figsize=(8.6, 3.2 if wide else 5.2), sharex=not wide, squeeze=False)
     for ax, (ylabel, values) in zip(axes.flat, panels.items(), strict=True):
-        for column, runs in enumerate(values.values()):
+        for column, (setting, runs) in enumerate(values.items()):
             colour, marker = OKABE_ITO[column % 7], MARKERS[column]  # the eighth is too pale for a line
             if not len(runs):
                 words = {"rotation": 90, "va": "center", "ha": "center", "color": "#666666"}
-                ax.text(column, 0.5, "no run yet", transform=ax.get_xaxis_transform(), **words)
+                said = (empty or {}).get(setting, "no run yet")
+                ax.text(column, 0.5, said, transform=ax.get_xaxis_transform(), **words)
                 continue
             places = column + 0.12 * (np.arange(len(runs)) - (len(runs) - 1) / 2)
             ax.plot(places, runs, marker, color=colour)

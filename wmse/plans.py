@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from wmse import machine
 from wmse.ablations import ABLATIONS, SEEDS, Ablation, three_w_mses
 from wmse.recipes import FLOORS, SOLO_LEARN, TABLE_1, Recipe, get_recipe
-from wmse.records import Entry, free_folder
+from wmse.records import Entry, breakdown, free_folder
 from wmse.rungs import flags, is_of
 from wmse.schema import recipe_of
 
@@ -132,11 +132,7 @@ STAGES = (
 
 def wanted(stage: Stage, entries: Sequence[Entry], results: Path) -> list[Plan]:
     """The stage's runs that have no finished record among `entries`; their folders are below `results`."""
-    return [
-        _plan(run, stage.device, entries, results)
-        for run in stage.runs
-        if not _found(run, ("finished",), entries)
-    ]
+    return [_plan(run, stage.device, entries, results) for run in stage.runs if not _ended(run, entries)]
 
 
 def views_to_train(recipe: Recipe) -> int:
@@ -215,6 +211,12 @@ def _plan(run: Wanted, device: str, entries: Sequence[Entry], results: Path) -> 
     per_second, basis = speed(recipe, device, entries) if views else (1.0, "nothing is trained")
     status = stopped[-1].record["status"] if stopped else ""
     return Plan(run, out, status, views, views / per_second, basis)
+
+
+def _ended(run: Wanted, entries: Sequence[Entry]) -> bool:
+    """Whether the run is finished, or broke down by its own numbers and would again."""
+    failed = _found(run, ("failed",), entries)
+    return bool(_found(run, ("finished",), entries)) or any(breakdown(entry.record) for entry in failed)
 
 
 def _found(run: Wanted, statuses: Iterable[str], entries: Sequence[Entry]) -> list[Entry]:

@@ -18,6 +18,8 @@ from wmse.recipes import RECIPES, Recipe
 from wmse.schema import BrokenRecordError, validate
 from wmse.schema import recipe_of as recipe_of
 
+BREAKDOWNS = ("SingularCovarianceError", "DivergenceError")
+
 
 def start_record(
     name: str, recipe: Recipe, device: torch.device, command: str | None = None
@@ -83,6 +85,16 @@ def read_records(root: str | Path) -> tuple[list[Entry], list[str]]:
         except (BrokenRecordError, OSError) as error:
             problems.append(str(error))
     return entries, problems
+
+
+def breakdown(record: dict[str, Any]) -> str:
+    """How training ended by its own numbers, "SingularCovarianceError: ...", or nothing.
+
+    Such a run has failed and will again: it is an outcome, where one that was cut off is an accident.
+    """
+    error = record.get("error") or ""
+    ended = record["status"] == "failed" and error.split(":")[0] in BREAKDOWNS
+    return error if ended else ""
 
 
 def free_folder(folder: Path, resume: bool = False) -> Path:
