@@ -54,6 +54,7 @@ def _positives(d: int, epochs: int, drops: tuple[int, int]) -> Setting:
     return Setting(str(d), more | {"epochs": epochs, "lr_drops": drops}, "digits/w-mse-4")
 
 
+_BY_QR = {"batch_size": 132, "whitening": "qr"}
 ABLATIONS = {
     "distance": Ablation(
         "distance between positives",
@@ -73,10 +74,9 @@ ABLATIONS = {
         "images in a slice",
         (
             *(Setting(str(size), {"slice_size": size, "batch_size": 132}) for size in (66, 33, 44, 132)),
-            *(
-                Setting(f"{size}\nby QR", {"slice_size": size, "batch_size": 132, "whitening": "qr"})
-                for size in (33, 132)
-            ),
+            Setting("33\nby QR", {"slice_size": 33, **_BY_QR}),
+            Setting("132\nby QR", {"slice_size": 132, **_BY_QR}),
+            Setting("132 by QR,\nEuclidean", {"slice_size": 132, **_BY_QR, "normalize": False}),
         ),
     ),
     "iterations": Ablation(
@@ -96,7 +96,15 @@ ABLATIONS = {
     ),
     "shrinkage": Ablation(
         "shrinkage of the covariance, eps",
-        (Setting("0"), *_changed("whitening_eps", {"0.01": 0.01, "0.1": 0.1, "0.5": 0.5})),
+        (Setting("0"), *_changed("whitening_eps", {"0.0001": 1e-4, "0.01": 0.01, "0.1": 0.1})),
+    ),
+    "second view": Ablation(
+        "the second view",
+        (
+            Setting("with gradient"),
+            Setting("detached", name=f"{BASE}-detached"),
+            Setting("detached, twice\nthe epochs", {"epochs": 128, "lr_drops": (32, 12)}, f"{BASE}-detached"),
+        ),
     ),
 }
 SOLO_LEARN_LABELS = {
