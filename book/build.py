@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import links
 import record_pages
 import report
+import slides
 
 from benchmarks import page
 from wmse.machine import usable_cores
@@ -276,7 +277,7 @@ def stage_pages(root: Path, names: list[str]) -> None:
 
 
 def make_site(root: Path) -> Path:
-    """Run Jupyter Book over the stage, warnings as errors, check the links; returns the site's first page."""
+    """Run Jupyter Book, warnings as errors, add the lectures, check links; returns the site's first page."""
     site = root / "_build" / "html"
     shutil.rmtree(site, ignore_errors=True)  # pages of files that are gone would stay
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(root / "_build" / "stage")]
@@ -284,6 +285,11 @@ def make_site(root: Path) -> Path:
     run = captured(command, cwd=root)
     if run.returncode or not (site / "index.html").exists():
         raise BuildError(f"Jupyter Book failed; its warnings count as errors:\n{run.stdout}")
+    lectures = root / "book" / "slides.yml"
+    try:
+        slides.write(lectures, root / "_build" / "stage" / "notebooks", site / "slides")
+    except ValueError as error:
+        raise BuildError(str(error)) from None
     problems = links.problems(site)
     if problems:
         raise BuildError("Broken in the built site:\n  " + "\n  ".join(problems))

@@ -46,7 +46,7 @@ def marks(submitted: Path, root: Path = ROOT, seconds: float = SECONDS) -> dict[
 
 
 def verdict(cells: list[str], seconds: float) -> str:
-    """Run the cells one after the other in a Python of their own; `right`, or what the last line of error says."""
+    """Run the cells in order in a Python of their own; `right`, or the last line of the error."""
     end = secrets.token_hex(8)  # printed last: an answer that ends Python early is not right
     program = f"import matplotlib; matplotlib.use('Agg')\nfor cell in {cells!r}: exec(cell, globals())\n"
     program += f"print('{end}')\n"

@@ -21,22 +21,25 @@ README = """\
 
 The chapters of *Whitening for Self-Supervised Learning*, without the solutions of their exercises.
 
-1. In an environment with Python 3.11 or newer: `pip install jupyterlab "git+{address}"`, or the path of a copy of
-   the repository in place of the address. In Colab the third cell of a chapter installs what it needs.
-2. Open a notebook in `notebooks/` and run its cells in order. Where the text names a page of the book, such as the
-   glossary, look there; links to other chapters work here.
-3. An exercise is two code cells. The first, the *stub*, raises `NotImplementedError("your turn")` or holds
-   `answer = None`: write your answer into it, imports and helper functions included. The second is its *check*: it
-   prints a line if the answer is right, and says what is wrong if it is not. Leave the checks as they are. "Run all"
-   stops at the first check whose exercise is not done yet.
-4. Chapters that show results on record read them from `results/`; nothing of it is needed to solve an exercise.
+1. In an environment with Python 3.11 or newer: `pip install jupyterlab "git+{address}"`, or the
+   path of a copy of the repository in place of the address. In Colab the third cell of a chapter
+   installs what it needs.
+2. Open a notebook in `notebooks/` and run its cells in order. Where the text names a page of the
+   book, such as the glossary, look there; links to other chapters work here.
+3. An exercise is two code cells. The first, the *stub*, raises `NotImplementedError("your turn")`
+   or holds `answer = None`: write your answer into it, imports and helper functions included. The
+   second is its *check*: it prints a line if the answer is right, and says what is wrong if it is
+   not. Leave the checks as they are. "Run all" stops at the first check whose exercise is not done
+   yet.
+4. Chapters that show results on record read them from `results/`; nothing of it is needed to solve
+   an exercise.
 
 Chapters: {chapters}.
 """
 
 
 def without_solutions(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """A copy of a chapter as a student gets it: no cell tagged `solution`, no outputs, the other cells as they are.
+    """A chapter as a student gets it: no cell tagged `solution`, no outputs, the other cells as they are.
 
     Links to pages of the site become plain text.
     """
