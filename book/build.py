@@ -6,7 +6,7 @@ Everything is written under `_build/`:
     stage/       what Jupyter Book reads: configuration, pages, results, executed notebooks
     unfinished/  notebooks being executed; one that failed stays here, its error inside
     runs/        what the notebooks trained, a folder for each
-    html/        the site
+    html/        the site, with the lectures in slides/
 A notebook is executed again only when something that it depends on has changed: see `fingerprint`.
 """
 
