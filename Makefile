@@ -4,13 +4,16 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help book test lint bench picture repository clean
+.PHONY: help book student test lint bench picture repository clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 : \2/p' Makefile
 
 book: $(INSTALLED) ## execute the notebooks (smoke) and build the site in _build/html; JOBS=2 runs two at a time
 	$(BIN)/python book/build.py $(if $(JOBS),--jobs $(JOBS))
+
+student: $(INSTALLED) ## write the chapters without their solutions into _build/student
+	$(BIN)/python book/student.py
 
 test: $(INSTALLED) ## run the tests of the package, the notebooks and the build
 	$(BIN)/python -m pytest -q

@@ -6,7 +6,7 @@ Everything is written under `_build/`:
     stage/       what Jupyter Book reads: configuration, pages, results, executed notebooks
     unfinished/  notebooks being executed; one that failed stays here, its error inside
     runs/        what the notebooks trained, a folder for each
-    html/        the site
+    html/        the site, with the lectures in slides/
 A notebook is executed again only when something that it depends on has changed: see `fingerprint`.
 """
 
@@ -29,9 +29,11 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import course
 import links
 import record_pages
 import report
+import slides
 
 from benchmarks import page
 from wmse.machine import usable_cores
@@ -256,6 +258,7 @@ def stage_pages(root: Path, names: list[str]) -> None:
     index, *pages = record_pages.write_pages(root / "results", stage)
     runs = {"file": index} | ({"sections": [{"file": page} for page in pages]} if pages else {})
     report.write_parts(root / "results", stage / "book")
+    course.write_parts(root / "results", stage / "notebooks", names, stage / "book")
     if "parts" in contents:
         contents["parts"].append({"caption": "The runs behind it", "chapters": [runs]})
     else:
@@ -276,7 +279,7 @@ def stage_pages(root: Path, names: list[str]) -> None:
 
 
 def make_site(root: Path) -> Path:
-    """Run Jupyter Book over the stage, warnings as errors, check the links; returns the site's first page."""
+    """Run Jupyter Book, warnings as errors, add the lectures, check links; returns the site's first page."""
     site = root / "_build" / "html"
     shutil.rmtree(site, ignore_errors=True)  # pages of files that are gone would stay
     command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(root / "_build" / "stage")]
@@ -284,6 +287,11 @@ def make_site(root: Path) -> Path:
     run = captured(command, cwd=root)
     if run.returncode or not (site / "index.html").exists():
         raise BuildError(f"Jupyter Book failed; its warnings count as errors:\n{run.stdout}")
+    lectures = root / "book" / "slides.yml"
+    try:
+        slides.write(lectures, root / "_build" / "stage" / "notebooks", site / "slides")
+    except ValueError as error:
+        raise BuildError(str(error)) from None
     problems = links.problems(site)
     if problems:
         raise BuildError("Broken in the built site:\n  " + "\n  ".join(problems))

@@ -1,0 +1,91 @@
+"""The course names cells and slides that exist; minutes and shares add up; its tables are computed."""
+
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from nbformat.v4 import new_markdown_cell, new_notebook
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "book"))
+sys.path.insert(0, str(ROOT / "tests"))
+import course  # noqa: E402
+from example_records import example_record, put  # noqa: E402
+
+PAGE = (ROOT / "book" / "course.md").read_text("utf-8")
+
+
+def part(heading):
+    """The text under a heading, up to the next one of its level."""
+    level = heading.split(" ")[0]
+    return re.split(rf"^#{{1,{len(level)}}} ", PAGE.split(heading + "\n", 1)[1], flags=re.MULTILINE)[0]
+
+
+def test_each_misconception_names_the_cell_that_dispels_it():
+    rows = [line for line in part("## Common misconceptions").splitlines() if line.startswith('| "')]
+    assert len(rows) >= 10
+    for row in rows:
+        pieces = re.split(r"\[chapter (\d+)\]\(\.\./notebooks/(\w+)\.ipynb\)", row)
+        assert len(pieces) >= 4, f"no chapter in {row}"
+        for number, name, rest in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
+            ids = {
+                cell.id for cell in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
+            }
+            named = set(re.findall(r"`([\w-]+)`", rest))
+            assert int(number) == int(name[:2]) and named and named <= ids, row
+
+
+@pytest.mark.parametrize("heading", re.findall(r"^### Session \d.*$", PAGE, flags=re.MULTILINE))
+def test_a_session_has_ninety_minutes(heading):
+    assert sum(map(int, re.findall(r"^\| (\d+) \|", part(heading), flags=re.MULTILINE))) == 90
+
+
+def test_shares_add_up_and_slides_are_there():
+    assert sum(map(int, re.findall(r"\| (\d+)% \|", part("## Grading")))) == 100
+    lectures = yaml.safe_load((ROOT / "book" / "slides.yml").read_text("utf-8"))
+    titles = " ".join(slide["title"] for lecture in lectures for slide in lecture["slides"])
+    for quoted in re.findall(r'Lecture \d, (?:to|from) "([^"]+)"', part("## The sessions")):
+        assert quoted in titles, quoted
+    assert re.findall(r'href="\.\./slides/lecture-(\d)\.html"', PAGE) == ["1", "2"]
+
+
+def test_the_page_states_no_measured_number_by_hand():
+    assert not re.search(r"\d\.\d", PAGE)
+    assert course.TIMES in PAGE and course.COSTS in PAGE
+
+
+def test_costs_are_assumed_until_a_run_is_on_record(tmp_path):
+    chapters = tmp_path / "notebooks"
+    chapters.mkdir()
+    cells = [new_markdown_cell("# A first run\n\ntext", id="title")]
+    nbformat.write(
+        new_notebook(cells=cells, metadata={"build": {"seconds": 33.0}}), chapters / "01_first_run.ipynb"
+    )
+    results = tmp_path / "results"
+    results.mkdir()
+    course.write_parts(results, chapters, ["01_first_run", "02_gone"], tmp_path / "out")
+    times, costs = ((tmp_path / "out" / name).read_text() for name in (course.TIMES, course.COSTS))
+    assert "| [1 A first run](../notebooks/01_first_run.ipynb) | 33.0 |" in times and "02" not in times
+    rows = {line.split("`")[1]: line for line in costs.splitlines() if "`" in line}
+    assert list(rows) == list(course.RUNS)
+    assert "33 s" in rows["digits/w-mse-2"] and "chapter 1" in rows["digits/w-mse-2"]
+    assert all("assumed" in row for name, row in rows.items() if not name.startswith("digits"))
+    assert "28 min" in rows["cifar10/w-mse-2"], "99,328,000 views at 60,000 a second"
+
+    put(results, example_record("cifar10/w-mse-2", views_per_second=9932.8))
+    course.write_parts(results, chapters, ["01_first_run"], tmp_path / "out")
+    costs = (tmp_path / "out" / course.COSTS).read_text()
+    (row,) = [line for line in costs.splitlines() if "`cifar10/w-mse-2`" in line]
+    assert "2.8 h" in row and "as measured on" in row and str(tmp_path) not in costs
+
+
+def test_in_words():
+    assert [course.in_words(value) for value in (33.2, 125, 5000, 6120)] == [
+        "33 s",
+        "2 min",
+        "83 min",
+        "1.7 h",
+    ]
