@@ -30,7 +30,10 @@ def test_each_setting_can_start_and_is_what_a_record_of_it_departs_by(setting):
 
 
 def test_labels_are_unique_and_other_choices_are_left_alone():
-    told = {"positives": {"positives", "epochs", "lr_drops"}, "slice size": {"slice_size", "whitening", "normalize"}}
+    told = {
+        "positives": {"positives", "epochs", "lr_drops"},
+        "slice size": {"slice_size", "whitening", "normalize"},
+    }
     told["second view"] = {"detach_second", "epochs", "lr_drops"}
     for key, ablation in EVERY.items():
         labels = [setting.label for setting in ablation.settings]
