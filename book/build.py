@@ -119,6 +119,7 @@ def kernel_environment(root: Path, threads: int) -> dict[str, str]:
 
     environment = dict(os.environ)
     environment.pop("MPLBACKEND", None)  # Agg, say, would leave the pages without figures
+    environment.pop("WMSE_RESULTS", None)  # the site shows this checkout's records
     environment |= {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
         "JUPYTER_PATH": str(root / "_build" / "jupyter"),
