@@ -194,7 +194,7 @@ def test_a_folder_is_free_until_a_run_lies_in_it(tmp_path):
 
 @pytest.fixture
 def installed(tmp_path, monkeypatch):
-    """A function that puts the package where pip would, or into a checkout; the working directory is beside."""
+    """A function that puts the package where pip would, or into a checkout; we work elsewhere."""
 
     def put_package(checkout: bool):
         package = tmp_path / "place" / "wmse"

@@ -102,8 +102,8 @@ def results_folder() -> Path:
         if folder.is_dir():
             return Path(os.path.relpath(folder))  # pages show it: no folder of this machine's above it
     print(
-        "No run is on record here. The records are in the folder `results` of the book's repository: clone it "
-        "and set $WMSE_RESULTS to that folder. Without it, tables say that there is no run yet."
+        "No run is on record here. The records are in the folder `results` of the book's repository: "
+        "clone it and set $WMSE_RESULTS to that folder. Without it, tables say that there is no run yet."
     )
     return Path("results")
 
