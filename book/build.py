@@ -29,6 +29,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import landing
 import links
 import record_pages
 import report
@@ -257,6 +258,7 @@ def stage_pages(root: Path, names: list[str]) -> None:
     index, *pages = record_pages.write_pages(root / "results", stage)
     runs = {"file": index} | ({"sections": [{"file": page} for page in pages]} if pages else {})
     report.write_parts(root / "results", stage / "book")
+    landing.write_part(root / "results", stage / "book")
     if "parts" in contents:
         contents["parts"].append({"caption": "The runs behind it", "chapters": [runs]})
     else:
