@@ -1,4 +1,4 @@
-"""The landing page's table: what is measured so far on CIFAR-10, a column a rung, beside what the paper prints.
+"""The landing page's table: what is measured so far on CIFAR-10, a column a rung, beside the paper's figures.
 
 Called by `build.py`; `preface.md` includes what this writes beside it in the stage.
 """
