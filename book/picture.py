@@ -50,7 +50,8 @@ def draw_card(picture: str, path: Path) -> None:
     clouds, frames = CLOUD.findall(picture), FRAME.findall(picture)[1:]  # the first is the page's own
     if len(clouds) != 2 or len(frames) != 2:
         raise ValueError(f"the picture has {len(clouds)} clouds in {len(frames)} frames, not two in two")
-    with plt.rc_context({"font.family": "DejaVu Sans", "text.color": "#222222"}):
+    style = {"font.family": "DejaVu Sans", "text.color": "#222222"}
+    with plt.style.context(["default", style], after_reset=True):
         figure = plt.figure(figsize=SIZE, dpi=100, facecolor="white")
         logo = figure.add_axes((0.05, 0.76, 0.0945, 0.18), xlim=(0, 32), ylim=(0, 32), aspect="equal")
         logo.set_axis_off()
