@@ -30,6 +30,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 import course
+import landing
 import links
 import record_pages
 import report
@@ -121,6 +122,7 @@ def kernel_environment(root: Path, threads: int) -> dict[str, str]:
 
     environment = dict(os.environ)
     environment.pop("MPLBACKEND", None)  # Agg, say, would leave the pages without figures
+    environment.pop("WMSE_RESULTS", None)  # the site shows this checkout's records
     environment |= {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
         "JUPYTER_PATH": str(root / "_build" / "jupyter"),
@@ -259,6 +261,7 @@ def stage_pages(root: Path, names: list[str]) -> None:
     runs = {"file": index} | ({"sections": [{"file": page} for page in pages]} if pages else {})
     report.write_parts(root / "results", stage / "book")
     course.write_parts(root / "results", stage / "notebooks", names, stage / "book")
+    landing.write_part(root / "results", stage / "book")
     if "parts" in contents:
         contents["parts"].append({"caption": "The runs behind it", "chapters": [runs]})
     else:

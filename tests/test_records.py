@@ -190,3 +190,55 @@ def test_a_folder_is_free_until_a_run_lies_in_it(tmp_path):
     put(tmp_path, example_record(), "seed-0-2")
     assert records.free_folder(first) == tmp_path / "seed-0-3"
     assert records.free_folder(first, resume=True) == tmp_path / "seed-0-2"
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """A function that puts the package where pip would, or into a checkout; we work elsewhere."""
+
+    def put_package(checkout: bool):
+        package = tmp_path / "place" / "wmse"
+        package.mkdir(parents=True)
+        (package.parent / "results").mkdir()
+        if checkout:
+            (package.parent / "pyproject.toml").touch()
+        monkeypatch.setattr(records, "__file__", str(package / "records.py"))
+
+    elsewhere = tmp_path / "project" / "notebooks"
+    elsewhere.mkdir(parents=True)
+    monkeypatch.chdir(elsewhere)
+    monkeypatch.delenv("WMSE_RESULTS", raising=False)
+    return put_package
+
+
+def test_results_are_those_of_the_checkout_wherever_one_stands(installed, tmp_path, monkeypatch, capsys):
+    installed(checkout=True)
+    (tmp_path / "project" / "results").mkdir()
+    for place, expected in [("project/notebooks", "../../place/results"), ("place", "results")]:
+        monkeypatch.chdir(tmp_path / place)
+        assert str(records.results_folder()) == expected
+    assert not capsys.readouterr().out
+
+
+def test_results_beside_an_installed_package_are_not_ours_but_those_above_are(installed, tmp_path):
+    installed(checkout=False)
+    (tmp_path / "results").mkdir()
+    assert str(records.results_folder()) == "../../results"
+    (tmp_path / "project" / "results").mkdir()
+    assert str(records.results_folder()) == "../results", "the nearest"
+
+
+def test_without_results_a_sentence_says_where_they_are(installed, capsys):
+    installed(checkout=False)
+    assert records.read_records(records.results_folder()) == ([], [])
+    assert "$WMSE_RESULTS" in capsys.readouterr().out
+
+
+def test_the_environment_chooses_the_results_and_must_name_a_folder(installed, tmp_path, monkeypatch):
+    installed(checkout=True)
+    put(tmp_path / "mine", example_record())
+    monkeypatch.setenv("WMSE_RESULTS", str(tmp_path / "mine"))
+    assert len(records.read_records(records.results_folder())[0]) == 1
+    monkeypatch.setenv("WMSE_RESULTS", str(tmp_path / "gone"))
+    with pytest.raises(NotADirectoryError, match="gone"):
+        records.results_folder()

@@ -97,6 +97,29 @@ def breakdown(record: dict[str, Any]) -> str:
     return error if ended else ""
 
 
+def results_folder() -> Path:
+    """The folder that holds the records this book counts on, relative to the working directory.
+
+    That is $WMSE_RESULTS; else `results` in the checkout that holds this package; else the nearest `results`
+    in the working directory or above it. Where there is none, a sentence says so, and the answer is a folder
+    that does not exist, in which no records are read. NotADirectoryError if $WMSE_RESULTS is not a folder.
+    """
+    chosen = os.environ.get("WMSE_RESULTS")
+    if chosen and not Path(chosen).is_dir():
+        raise NotADirectoryError(f"$WMSE_RESULTS is {chosen!r}, which is no folder: correct it, or unset it")
+    checkout = Path(__file__).resolve().parents[1]
+    # An installed package lies beside others: a `results` among those is not ours.
+    roots = [checkout] * (checkout / "pyproject.toml").is_file() + [Path.cwd(), *Path.cwd().parents]
+    for folder in [Path(chosen)] if chosen else [root / "results" for root in roots]:
+        if folder.is_dir():
+            return Path(os.path.relpath(folder))  # pages show it: no folder of this machine's above it
+    print(
+        "No run is on record here. The records are in the folder `results` of the book's repository: "
+        "clone it and set $WMSE_RESULTS to that folder. Without it, tables say that there is no run yet."
+    )
+    return Path("results")
+
+
 def free_folder(folder: Path, resume: bool = False) -> Path:
     """The first of folder, folder-2, ... that holds no run; to resume, the last that holds one."""
     last, free = folder, folder
