@@ -20,7 +20,7 @@
       font-variant-numeric: tabular-nums; }
     .film dt { font-weight: normal; margin: 0; }
     .film dd { margin: 0; text-align: right; }
-    .film .controls { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; margin-top: .75rem; }
+    .film .controls { display: flex; flex-wrap: wrap; gap: .5rem; align-items: center; margin-bottom: .75rem; }
     .film button { font: inherit; color: inherit; background: var(--pst-color-surface, #eee); cursor: pointer;
       border: 1px solid currentColor; border-radius: .3rem; padding: .3rem .7rem; min-height: 2.5rem; min-width: 2.75rem; }
     .film button.play { min-width: 5rem; }
@@ -102,6 +102,17 @@
 
     root.setAttribute("role", "group");
     root.setAttribute("aria-label", "Film of the embeddings over training");
+    const controls = make(root, "div", { className: "controls" });
+    const play = make(controls, "button", { type: "button", className: "play" });
+    const back = make(controls, "button", { type: "button", textContent: "\u2039" });
+    const on = make(controls, "button", { type: "button", textContent: "\u203a" });
+    back.setAttribute("aria-label", "Previous frame");
+    on.setAttribute("aria-label", "Next frame");
+    const label = make(controls, "label", { className: "slide" });
+    make(label, "span", { textContent: "Moment" });
+    const slider = make(label, "input", { type: "range", min: 0, max: last, step: 1 });
+    const epoch = make(controls, "output");
+
     const stage = make(root, "div", { className: "runs" });
     const panels = runs.map((run) => {
       const figure = make(stage, "figure");
@@ -120,17 +131,6 @@
       });
       return { run, canvas, disc, values };
     });
-
-    const controls = make(root, "div", { className: "controls" });
-    const play = make(controls, "button", { type: "button", className: "play" });
-    const back = make(controls, "button", { type: "button", textContent: "‹" });
-    const on = make(controls, "button", { type: "button", textContent: "›" });
-    back.setAttribute("aria-label", "Previous frame");
-    on.setAttribute("aria-label", "Next frame");
-    const label = make(controls, "label", { className: "slide" });
-    make(label, "span", { textContent: "Moment" });
-    const slider = make(label, "input", { type: "range", min: 0, max: last, step: 1 });
-    const epoch = make(controls, "output");
 
     const legend = make(root, "ul", { className: "legend" });
     film.classes.forEach((name, index) => {
