@@ -1,0 +1,155 @@
+"""The film of chapter 7: its moments, its rounding, and the committed file, which must be sound and small."""
+
+import copy
+import importlib.util
+import json
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from wmse.data import load
+from wmse.recipes import get_recipe
+from wmse.runs import start_run
+
+ROOT = Path(__file__).resolve().parents[2]
+_spec = importlib.util.spec_from_file_location("book_film", ROOT / "book" / "film.py")
+film = importlib.util.module_from_spec(_spec)
+sys.modules[_spec.name] = film
+_spec.loader.exec_module(film)
+
+
+@pytest.fixture(scope="module")
+def committed():
+    return json.loads(film.FILM.read_text(encoding="utf-8"))
+
+
+def small_film():
+    frame = dict.fromkeys(film.MEASURES, 1.0)
+    frames = [frame | {"step": n, "epoch": n / 4, "points": [0, 1000, 500, 3]} for n in (0, 2, 4)]
+    return {
+        "seed": 0,
+        "commit": None,
+        "versions": {},
+        "images": 2,
+        "classes": ["0", "1"],
+        "labels": [1, 0],
+        "grid": 1000,
+        "runs": {
+            name: {"label": label, "frames": copy.deepcopy(frames)} for name, label in film.RUNS.items()
+        },
+    }
+
+
+@pytest.mark.parametrize(("total", "frames"), [(1024, film.FRAMES), (200, 8), (97_000, film.FRAMES)])
+def test_moments_begin_before_the_first_step_and_thin_out(total, frames):
+    chosen = film.moments(total, frames)
+    assert len(chosen) == frames and chosen[0] == 0 and chosen[-1] == total
+    gaps = np.diff(chosen)
+    assert (gaps > 0).all() and (np.diff(gaps) >= -1).all(), "never closer again, but for rounding"
+    assert chosen[frames // 2] < total / 4
+
+
+def test_too_few_steps_are_refused():
+    with pytest.raises(ValueError, match="12 steps are too few"):
+        film.moments(12)
+
+
+def test_the_grid_keeps_shapes_and_one_scale_for_all_frames():
+    generator = np.random.default_rng(0)
+    layouts = [generator.normal(size=(40, 2)) * (n + 1) + (7, -3) for n in range(3)]
+    grid = film.to_grid(layouts)
+    points = np.array(grid).reshape(3, 40, 2)
+    assert all(isinstance(value, int) for frame in grid for value in frame)
+    assert points.min() >= 0 and points.max() <= film.GRID
+    side = np.ptp(np.stack(layouts), axis=(0, 1)).max()
+    assert max(np.ptp(points, axis=(0, 1))) >= film.GRID - 1, "the longer side is filled"
+    for layout, rounded in zip(layouts, points, strict=True):
+        wanted = (layout - layout[0]) / side * film.GRID
+        assert np.abs((rounded - rounded[0]) - wanted).max() <= 1.001, (
+            "rounding moves a difference by 1 at most"
+        )
+
+
+def test_a_layout_with_nan_is_refused():
+    layout = np.zeros((5, 2))
+    layout[3] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        film.to_grid([np.ones((5, 2)), layout])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (lambda f: f.pop("seed"), "lacks seed"),
+        (lambda f: f["labels"].__setitem__(0, 2), "label lies outside"),
+        (lambda f: f["runs"]["digits/mse"]["frames"][1].update(epoch=0), "do not rise"),
+        (lambda f: f["runs"]["digits/mse"]["frames"][0].update(epoch=0.25), "do not rise"),
+        (lambda f: f["runs"]["digits/mse"]["frames"][1].pop("loss"), "no number for loss"),
+        (lambda f: f["runs"]["digits/mse"]["frames"][1]["points"].pop(), "3 coordinates for 2 points"),
+        (lambda f: f["runs"]["digits/mse"]["frames"][1]["points"].__setitem__(0, 1001), "no whole number"),
+        (lambda f: f["runs"]["digits/mse"]["frames"][1]["points"].__setitem__(0, 0.5), "no whole number"),
+        (lambda f: f["runs"]["digits/mse"]["frames"][2].update(step=5), "not filmed at the same moments"),
+    ],
+)
+def test_a_spoilt_film_is_found_out(spoil, complaint):
+    sound = small_film()
+    assert film.problems(sound) == []
+    spoil(sound)
+    assert any(complaint in problem for problem in film.problems(sound)), film.problems(sound)
+    with pytest.raises(ValueError, match=complaint):
+        film.as_text(sound)
+
+
+def test_a_film_too_large_for_a_page_is_refused():
+    with pytest.raises(ValueError, match="bytes are too many"):
+        film.as_text(small_film() | {"padding": "x" * film.LARGEST})
+
+
+def test_the_committed_film_is_sound_and_small(committed):
+    assert film.FILM.stat().st_size < film.LARGEST
+    assert film.problems(committed) == []
+    assert list(committed["runs"]) == list(film.RUNS)
+    for name, run in committed["runs"].items():
+        recipe = get_recipe(name)
+        total = recipe.epochs * (len(load(recipe.dataset, "train")) // recipe.batch_size)
+        assert [frame["step"] for frame in run["frames"]] == film.moments(total)
+        for frame in run["frames"]:
+            assert 1 <= frame["effective_rank"] <= recipe.embedding_dim
+            assert 0 <= frame["knn5_embeddings"] <= 100 and 0 <= frame["knn5_features"] <= 100
+
+
+def test_the_committed_film_shows_the_test_images_that_there_are(committed):
+    test = load("digits", "test")
+    assert committed["labels"] == test.labels[: film.IMAGES].tolist()
+    assert committed["classes"] == list(test.classes) and committed["images"] == len(test)
+
+
+def test_the_committed_film_says_where_it_comes_from(committed):
+    assert re.fullmatch("[0-9a-f]{40}", committed["commit"]["commit"]) and not committed["commit"]["dirty"]
+    assert {"torch", "umap-learn", "numpy"} <= set(committed["versions"])
+
+
+def test_both_runs_start_from_the_same_networks(committed):
+    first = [run["frames"][0] for run in committed["runs"].values()]
+    for key in ("effective_rank", "embedding_std", "knn5_embeddings", "knn5_features", "cca_dimensions"):
+        assert first[0][key] == first[1][key], key
+
+
+def test_measures_leave_the_run_as_it_was():
+    recipe = replace(get_recipe("digits/w-mse-2"), batch_size=64)
+    sets = {split: load("digits", split, limit=128) for split in ("train", "test")}
+    run = start_run(recipe, 128, torch.device("cpu"))
+    run.learner.train()
+    before = {key: value.clone() for key, value in run.learner.state_dict().items()}
+    row, cloud = film.measure(run, sets)
+    assert cloud.shape == (128, recipe.embedding_dim)
+    assert torch.allclose(cloud.norm(dim=1), torch.ones(128, dtype=cloud.dtype))
+    assert row["step"] == 0 and set(film.MEASURES) < set(row)
+    assert run.learner.training and all(
+        torch.equal(before[k], v) for k, v in run.learner.state_dict().items()
+    )
