@@ -1,13 +1,16 @@
 """For Sphinx: an inline script that it lists twice is loaded once.
 
-Sphinx 7 compares a script without a file that an extension adds late, file name "", with its own copy of it, file
-name None, and keeps both. The second declares the same constants again: an error on the console of every page.
+Sphinx 7 compares a script without a file that an extension adds late, file name "", with its own copy of it,
+file name None, and keeps both. The second declares the same constants again: an error on the console of every
+page.
 """
 
 
 def without_doubles(app, pagename, templatename, context, doctree):
     scripts = context.get("script_files", [])
-    keys = [(script.filename or "", script.priority, *sorted(script.attributes.items())) for script in scripts]
+    keys = [
+        (script.filename or "", script.priority, *sorted(script.attributes.items())) for script in scripts
+    ]
     context["script_files"] = [script for i, script in enumerate(scripts) if keys[i] not in keys[:i]]
 
 

@@ -1,4 +1,4 @@
-"""One browser and one small server for the tests of the built site; skipped, with the reason, where one is missing."""
+"""One browser and a small server for the tests of the built site; skipped where either is missing."""
 
 import shutil
 import threading

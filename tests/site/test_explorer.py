@@ -180,8 +180,9 @@ def test_everything_is_reached_by_tab_and_shows_it(page):
     while page.evaluate("document.activeElement.closest('.explorer') !== null"):
         reached += 1
         shown = page.evaluate("""() => {
+            const style = getComputedStyle(document.activeElement);
             const mark = document.activeElement.querySelector(".target");
-            return mark ? getComputedStyle(mark).strokeWidth : getComputedStyle(document.activeElement).outlineWidth;
+            return mark ? getComputedStyle(mark).strokeWidth : style.outlineWidth;
         }""")
         assert float(shown.removesuffix("px")) >= 2, f"element {reached} shows no focus"
         page.keyboard.press("Tab")
