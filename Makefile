@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help book student test lint bench picture repository clean
+.PHONY: help book student test browser lint bench picture repository clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 : \2/p' Makefile
@@ -17,6 +17,10 @@ student: $(INSTALLED) ## write the chapters without their solutions into _build/
 
 test: $(INSTALLED) ## run the tests of the package, the notebooks and the build
 	$(BIN)/python -m pytest -q
+
+browser: $(INSTALLED) ## test the built site in a headless Chromium (after make book; two to five minutes)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/site/requirements.txt
+	$(BIN)/python -m pytest -q -rs tests/site
 
 lint: $(INSTALLED) ## check style, formatting, and that notebooks are stored without outputs
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -1,0 +1,360 @@
+/* The whitening explorer of chapter 3: a cloud to drag, and what whitening makes of it. The mathematics is in
+   whiten2d.js. Tests and the curious read `window.whiteningExplorer.state()`. */
+"use strict";
+
+(() => {
+  const host = document.getElementById("whitening-explorer");
+  if (!host || !window.whiten2d) return;
+
+  const COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"]; // Okabe and Ito's
+  const MARKERS = [
+    "M-5,0a5,5 0 1,0 10,0a5,5 0 1,0 -10,0Z",
+    "M-4.5,-4.5H4.5V4.5H-4.5Z",
+    "M0,-6L5.5,4.5H-5.5Z",
+    "M0,-6.5L6,0L0,6.5L-6,0Z",
+    "M0,6L5.5,-4.5H-5.5Z",
+    "M-2,-6H2V-2H6V2H2V6H-2V2H-6V-2H-2Z",
+  ];
+  const NAMES = { cholesky: "Cholesky", zca: "ZCA", pca: "PCA", "newton-schulz": "Newton-Schulz" };
+  const EDGE = 5; // the panels show -EDGE to EDGE
+  const PIXELS = 50; // of the drawing, for one unit
+  const REACH = 2; // a handle stands this many standard deviations from the centre
+
+  // ---- state: where the cloud is, and how it is whitened ------------------------------------------------------
+
+  const start = JSON.parse(host.dataset.cloud);
+  const count = start.unit.length;
+  const initial = () => ({
+    centreX: start.centre[0], centreY: start.centre[1], angle: start.angle,
+    length: start.lengths[0], width: start.lengths[1],
+    moved: start.unit.map(() => [0, 0]), // what has been added to single points
+    point: 1, method: "cholesky", size: start.slice_size, eps: 0, steps: 5, slice: 1,
+  });
+  let model = initial();
+
+  const clamp = (value, least, most) => Math.min(Math.max(value, least), most);
+  const axes = () => {
+    const [c, s] = [Math.cos(model.angle * Math.PI / 180), Math.sin(model.angle * Math.PI / 180)];
+    return [[c, s], [-s, c]];
+  };
+  /** Where a point of the unit cloud lands. */
+  function placed([u, v]) {
+    const [[c, s]] = axes();
+    const [x, y] = [model.length * u, model.width * v];
+    return [model.centreX + c * x - s * y, model.centreY + s * x + c * y];
+  }
+  const points = () => start.unit.map(placed).map(([x, y], i) => [x + model.moved[i][0], y + model.moved[i][1]]);
+
+  // Every number that can be set: [label, least, most, step]; those with a slider have a fifth entry.
+  const FIELDS = {
+    size: ["Points a slice", 2, count, 1, true],
+    eps: ["ε, shrinkage", 0, 1, 0.001, true],
+    steps: ["Newton-Schulz steps", 1, 15, 1, true],
+    slice: ["Slice shown in numbers", 1, count, 1],
+    centreX: ["Centre, dimension 1", -2, 2, 0.1], centreY: ["Centre, dimension 2", -2, 2, 0.1],
+    length: ["Length", 0, 1.5, 0.05], width: ["Width", 0, 1.5, 0.05],
+    angle: ["Turned by, degrees", -180, 180, 1],
+    point: ["Point number", 1, count, 1],
+    pointX: ["Its dimension 1", -EDGE, EDGE, 0.1], pointY: ["Its dimension 2", -EDGE, EDGE, 0.1],
+  };
+  const INTEGERS = new Set(["size", "steps", "slice", "point"]);
+  const sliceCount = () => Math.floor(count / model.size);
+  const most = (name) => (name === "slice" ? sliceCount() : FIELDS[name][2]);
+
+  function get(name) {
+    const index = { pointX: 0, pointY: 1 }[name];
+    return index === undefined ? model[name] : points()[model.point - 1][index];
+  }
+
+  function set(name, value) {
+    if (!Number.isFinite(value)) return;
+    const within = clamp(INTEGERS.has(name) ? Math.round(value) : value, FIELDS[name][1], most(name));
+    const index = { pointX: 0, pointY: 1 }[name];
+    if (index === undefined) model[name] = within;
+    else model.moved[model.point - 1][index] += within - points()[model.point - 1][index];
+    model.slice = clamp(model.slice, 1, sliceCount());
+  }
+
+  /** The slice of a point, from 0; -1 for those that are left over. */
+  const sliceOf = (i) => (i < sliceCount() * model.size ? Math.floor(i / model.size) : -1);
+
+  function state() {
+    const { method, size, eps, steps, slice } = model;
+    const cloud = points();
+    const slices = Array.from({ length: sliceCount() }, (_, i) =>
+      window.whiten2d.whiten(cloud.slice(i * size, (i + 1) * size), { method, eps, steps }));
+    return { points: cloud, settings: { method, steps, sliceSize: size, eps, slice }, slices };
+  }
+
+  // ---- what can be dragged, and moved by keys -----------------------------------------------------------------
+
+  const tidy = (value) => Math.round(value * 100) / 100;
+  const HANDLES = {
+    centre: {
+      label: "Centre of the cloud", at: () => [model.centreX, model.centreY],
+      move([x, y]) { set("centreX", tidy(x)); set("centreY", tidy(y)); },
+    },
+    length: {
+      label: "Stretch and turn", at: () => placed([REACH, 0]),
+      move([x, y]) {
+        const [dx, dy] = [x - model.centreX, y - model.centreY];
+        set("length", tidy(Math.hypot(dx, dy) / REACH));
+        if (Math.hypot(dx, dy) > 0.1) set("angle", tidy(Math.atan2(dy, dx) * 180 / Math.PI));
+      },
+    },
+    width: {
+      label: "Width", at: () => placed([0, REACH]),
+      move([x, y]) {
+        const [, [ax, ay]] = axes();
+        set("width", tidy(((x - model.centreX) * ax + (y - model.centreY) * ay) / REACH));
+      },
+      key: ([dx, dy]) => set("width", tidy(model.width + (dx + dy) / REACH)),
+    },
+    point: {
+      label: "Point", at: () => [get("pointX"), get("pointY")],
+      move([x, y]) { set("pointX", tidy(x)); set("pointY", tidy(y)); },
+    },
+  };
+  const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowDown: [0, -1], ArrowUp: [0, 1] };
+  const PAGES = { PageUp: -1, PageDown: 1 };
+
+  function onKey(event, name) {
+    const handle = HANDLES[name];
+    if (ARROWS[event.key]) {
+      const by = ARROWS[event.key].map((d) => d * (event.shiftKey ? 0.5 : 0.1));
+      if (handle.key) handle.key(by);
+      else handle.move(handle.at().map((value, i) => value + by[i]));
+    } else if (name === "point" && PAGES[event.key]) {
+      model.point = (model.point - 1 + PAGES[event.key] + count) % count + 1;
+    } else return;
+    event.preventDefault();
+    refresh();
+    if (name === "point") selectedMark().focus();
+  }
+
+  function onDrag(event, name) {
+    const target = event.currentTarget;
+    const svg = target.ownerSVGElement;
+    const where = (e) => {
+      const box = svg.getBoundingClientRect();
+      return [(e.clientX - box.left) / box.width * 2 * EDGE - EDGE, EDGE - (e.clientY - box.top) / box.height * 2 * EDGE];
+    };
+    const from = where(event);
+    const at = HANDLES[name].at();
+    const move = (e) => {
+      HANDLES[name].move(where(e).map((value, i) => clamp(at[i] + value - from[i], -EDGE, EDGE)));
+      refresh();
+    };
+    const end = () => {
+      target.removeEventListener("pointermove", move);
+      for (const kind of ["pointerup", "pointercancel"]) target.removeEventListener(kind, end);
+    };
+    event.preventDefault();
+    target.focus();
+    target.setPointerCapture(event.pointerId);
+    target.addEventListener("pointermove", move);
+    for (const kind of ["pointerup", "pointercancel"]) target.addEventListener(kind, end);
+  }
+
+  // ---- elements, made once ------------------------------------------------------------------------------------
+
+  function make(tag, attributes = {}, parent = null, text = "") {
+    const drawn = ["svg", "g", "path", "circle", "line", "ellipse"].includes(tag);
+    const element = drawn ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    if (text) element.textContent = text;
+    if (parent) parent.append(element);
+    return element;
+  }
+
+  function panel(parent, title, description) {
+    const figure = make("figure", {}, parent);
+    make("figcaption", {}, figure, title);
+    const size = 2 * EDGE * PIXELS;
+    const box = `${-size / 2} ${-size / 2} ${size} ${size}`;
+    const svg = make("svg", { viewBox: box, role: "group", "aria-label": description }, figure);
+    for (let i = 1 - EDGE; i < EDGE; i++) {
+      const kind = i ? "grid" : "axis";
+      make("line", { x1: i * PIXELS, x2: i * PIXELS, y1: -size / 2, y2: size / 2, class: kind }, svg);
+      make("line", { y1: i * PIXELS, y2: i * PIXELS, x1: -size / 2, x2: size / 2, class: kind }, svg);
+    }
+    return { figure, svg, ellipse: make("ellipse", { class: "spread" }, svg) };
+  }
+
+  function draggable(parent, name, attributes) {
+    const mark = make("g", { role: "button", "aria-roledescription": "draggable", ...attributes }, parent);
+    make("circle", { r: 14, class: "target" }, mark);
+    mark.addEventListener("keydown", (event) => onKey(event, name));
+    return mark;
+  }
+
+  host.replaceChildren();
+  host.classList.add("explorer");
+  const panels = make("div", { class: "panels" }, host);
+  const before = panel(panels, "Before", "The cloud before whitening. Drag it, or move it with the arrow keys.");
+  const after = panel(panels, "After", "The cloud after whitening.");
+  make("circle", { r: REACH * PIXELS, class: "goal" }, after.svg);
+  const message = make("p", { class: "message" }, after.figure);
+
+  const marks = start.unit.map((_, i) => {
+    const mark = draggable(before.svg, "point", { class: "point" });
+    make("path", {}, mark);
+    const choose = (event) => { model.point = i + 1; model.slice = sliceOf(i) + 1 || model.slice; onDrag(event, "point"); refresh(); };
+    mark.addEventListener("pointerdown", choose);
+    return mark;
+  });
+  const whitenedMarks = start.unit.map(() => make("path", { class: "whitened" }, after.svg));
+  const selectedMark = () => marks[model.point - 1];
+
+  const handles = Object.fromEntries(["length", "width", "centre"].map((name) => {
+    const mark = draggable(before.svg, name, { class: "handle", tabindex: 0 });
+    make("circle", { r: 8 }, mark);
+    if (name === "centre") make("path", { d: "M-4,0H4M0,-4V4" }, mark);
+    mark.addEventListener("pointerdown", (event) => onDrag(event, name));
+    return [name, mark];
+  }));
+
+  const status = make("p", { role: "status", class: "summary" }, host);
+  const tables = make("div", { class: "tables" }, host);
+  const matrices = Object.fromEntries(["covariance before", "W", "covariance after"].map((title) => {
+    const table = make("table", {}, tables);
+    make("caption", {}, table, title);
+    const rows = [0, 1].map(() => make("tr", {}, table));
+    return [title, rows.flatMap((row) => [0, 1].map(() => make("td", {}, row)))];
+  }));
+
+  const form = make("form", { "aria-label": "Settings of the explorer" }, host);
+  form.addEventListener("submit", (event) => event.preventDefault());
+  const inputs = {};
+  function group(title, names) {
+    const set_ = make("fieldset", {}, form);
+    make("legend", {}, set_, title);
+    names.forEach((name) => addField(name, set_));
+    return set_;
+  }
+  function addField(name, parent) {
+    const [label, least, , step, slider] = FIELDS[name];
+    const row = make("div", { class: "field" }, parent);
+    make("label", { for: `explorer-${name}` }, row, label);
+    const common = { min: least, max: most(name), step };
+    inputs[name] = [make("input", { type: "number", id: `explorer-${name}`, ...common }, row)];
+    if (slider) inputs[name].push(make("input", { type: "range", "aria-label": `${label}, slider`, ...common }, row));
+    for (const input of inputs[name]) {
+      input.addEventListener("input", () => {
+        if (!input.validity.rangeOverflow && !input.validity.rangeUnderflow) change(name, input);
+      });
+      input.addEventListener("change", () => { change(name, input); show(name); });
+    }
+  }
+  function change(name, input) {
+    set(name, input.valueAsNumber);
+    if (name === "point") model.slice = sliceOf(model.point - 1) + 1 || model.slice;
+    refresh(input);
+  }
+
+  const whitening = make("fieldset", {}, form);
+  make("legend", {}, whitening, "Whitening");
+  const radios = window.whiten2d.METHODS.map((method) => {
+    const label = make("label", { class: "choice" }, whitening);
+    const radio = make("input", { type: "radio", name: "explorer-method", value: method }, label);
+    label.append(` ${NAMES[method]}`);
+    radio.addEventListener("change", () => { model.method = method; refresh(); });
+    return radio;
+  });
+  for (const name of ["steps", "size", "eps", "slice"]) addField(name, whitening);
+  group("Cloud", ["centreX", "centreY", "length", "width", "angle"]);
+  const single = group("One point", ["point", "pointX", "pointY"]);
+  const reset = make("button", { type: "button" }, single, "Start again");
+  reset.addEventListener("click", () => { model = initial(); refresh(); });
+
+  // ---- drawing, after every change ----------------------------------------------------------------------------
+
+  const translate = ([x, y]) => `translate(${x * PIXELS} ${-y * PIXELS})`;
+  const number = (value, digits = 2) => {
+    const text = value.toFixed(digits);
+    return /[1-9]/.test(text) ? text.replace("-", "\u2212") : text.replace("-", "");
+  };
+
+  function paint(path, i, transform) {
+    const slice = sliceOf(i);
+    path.setAttribute("d", MARKERS[Math.max(slice, 0) % MARKERS.length]);
+    // Six colours go with six markers; a second round of slices shifts the markers.
+    if (slice >= MARKERS.length) path.setAttribute("d", MARKERS[(slice + 1) % MARKERS.length]);
+    path.setAttribute("fill", slice < 0 ? "none" : COLOURS[slice % COLOURS.length]);
+    path.classList.toggle("chosen", slice === model.slice - 1);
+    if (transform) path.setAttribute("transform", transform);
+  }
+
+  /** An ellipse REACH standard deviations from the mean. */
+  function outline(ellipse, mu, sigma) {
+    ellipse.style.display = sigma ? "" : "none";
+    if (!sigma) return;
+    const { values, direction: [c, s] } = window.whiten2d.eigen(sigma);
+    const [rx, ry] = values.map((value) => REACH * PIXELS * Math.sqrt(Math.max(value, 0)));
+    const turn = `${translate(mu)} rotate(${-Math.atan2(s, c) * 180 / Math.PI})`;
+    for (const [key, value] of Object.entries({ rx, ry, transform: turn })) ellipse.setAttribute(key, value);
+  }
+
+  function show(name) {
+    for (const input of inputs[name]) {
+      input.max = most(name);
+      input.value = Number(get(name).toFixed(3));
+    }
+  }
+
+  function words({ settings, slices }) {
+    const failed = slices.map((slice, i) => (slice.refused ? i + 1 : 0)).filter(Boolean);
+    const left = count - slices.length * settings.sliceSize;
+    const method = NAMES[settings.method] + (settings.method === "newton-schulz" ? `, ${settings.steps} steps` : "");
+    const text = [`${method}. ${slices.length} ${slices.length === 1 ? "slice" : "slices"} of ${settings.sliceSize} points` +
+      (left ? `, ${left} left over (hollow) and not whitened.` : ".")];
+    if (failed.length) {
+      const which = failed.length === slices.length ? "every slice" : `slice ${failed.join(", ")}`;
+      text.push(`Singular: ${which} is refused, for ${slices[failed[0] - 1].refused}.`);
+    }
+    const { after: sigma } = slices[settings.slice - 1];
+    if (sigma) {
+      text.push(`Slice ${settings.slice} after whitening: variances ${number(sigma[0][0])} and ` +
+        `${number(sigma[1][1])}, covariance ${number(sigma[0][1])}.`);
+    }
+    return text.join(" ");
+  }
+
+  let waiting = 0;
+  function refresh(source = null) {
+    const current = state();
+    const chosen = current.slices[model.slice - 1];
+    current.points.forEach((point, i) => {
+      const at = point.map((value) => number(value)).join(", ");
+      marks[i].setAttribute("transform", translate(point));
+      marks[i].setAttribute("tabindex", i === model.point - 1 ? 0 : -1);
+      marks[i].setAttribute("aria-label", `Point ${i + 1} at ${at}. Arrow keys move it, Page Up and Page Down change the point`);
+      paint(marks[i].lastChild, i);
+      const slice = current.slices[sliceOf(i)];
+      const whitened = slice && slice.whitened && slice.whitened[i % model.size];
+      whitenedMarks[i].style.display = whitened ? "" : "none";
+      if (whitened) paint(whitenedMarks[i], i, translate(whitened));
+    });
+    for (const [name, mark] of Object.entries(handles)) {
+      const at = HANDLES[name].at();
+      mark.setAttribute("transform", translate(at));
+      mark.setAttribute("aria-label", `${HANDLES[name].label}, at ${at.map((value) => number(value)).join(", ")}. Arrow keys move it`);
+    }
+    outline(before.ellipse, chosen.mean, chosen.covariance);
+    outline(after.ellipse, [0, 0], chosen.after);
+    message.textContent = chosen.refused ? `Slice ${model.slice} is singular: ${chosen.refused}.` : "";
+
+    const shown = { "covariance before": chosen.covariance, W: chosen.W, "covariance after": chosen.after };
+    for (const [title, cells] of Object.entries(matrices)) {
+      cells.forEach((cell, i) => { cell.textContent = shown[title] ? number(shown[title][i >> 1][i & 1], 3) : "none"; });
+    }
+    radios.forEach((radio) => { radio.checked = radio.value === model.method; });
+    for (const input of inputs.steps) input.disabled = model.method !== "newton-schulz";
+    for (const name of Object.keys(FIELDS)) if (!inputs[name].includes(source) || source.type === "range") show(name);
+    clearTimeout(waiting); // a screen reader hears where a drag ends, not its way
+    waiting = setTimeout(() => { status.textContent = words(current); }, 300);
+  }
+
+  refresh();
+  window.whiteningExplorer = { state };
+})();

@@ -1,0 +1,127 @@
+"""Every page of the built site, in a browser: whole, quiet, narrow enough, and fit to be read by everyone."""
+
+import gzip
+import re
+from collections import defaultdict
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from conftest import SITE
+
+NOT_PAGES = {"genindex.html", "search.html", "searchindex.html", "py-modindex.html", "prf-prf.html"}
+FORWARD = "index.html"  # only leads on to the preface
+OF_A_KIND = 10  # pages in one folder; of more, as of records, three are enough
+WIDTHS = (1280, 390)
+COLOURS = {"type": "rule", "values": ["color-contrast", "link-in-text-block"]}  # what a theme changes
+LIMIT = 2_000_000  # bytes of the first chapter
+# Reading text: what is neither code nor formula.
+TEXT = """() => {
+    const copy = document.querySelector("article").cloneNode(true);
+    copy.querySelectorAll("pre, code, script, style, mjx-container").forEach((element) => element.remove());
+    return copy.textContent;
+}"""
+RAW = re.compile(
+    r"\{[a-z:-]+\}`|^\s*:::|\$\$|\$\\|\\(?:frac|begin|end|Sigma|top|mathbb)\b|\*\*\S|\]\(\S+\)|</?(?:div|span|p|b)\b",
+    re.MULTILINE,
+)
+
+
+def pages():
+    """Addresses of the pages, with few of many that are alike; the record pages lie in folders by recipe."""
+    folders = defaultdict(list)
+    for path in sorted(SITE.rglob("*.html")):
+        page = path.relative_to(SITE)
+        if "_static" not in page.parts and page.name not in NOT_PAGES and str(page) != FORWARD:
+            records = page.parts[:2] == ("book", "records") and page.name != "index.html"
+            folders["records" if records else page.parent].append(page.as_posix())
+    chosen = []
+    for folder, found in folders.items():
+        many = folder == "records" and len(found) > OF_A_KIND
+        chosen += [found[0], found[len(found) // 2], found[-1]] if many else found
+    return chosen or [pytest.param("", marks=pytest.mark.skip("the site is not built: make book"))]
+
+
+def opened(context, url):
+    """A page, drawn to the last formula, and a list to which it writes its complaints."""
+    page, complaints = context.new_page(), []
+    own = "{0.scheme}://{0.netloc}/".format(urlsplit(url))
+    page.on("console", lambda message: message.type == "error" and complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(f"script: {error}"))
+    page.on("requestfailed", lambda request: complaints.append(f"failed: {request.url}"))
+    page.on("response", lambda r: r.status >= 400 and complaints.append(f"{r.status}: {r.url}"))
+
+    def requested(request):
+        if not request.url.startswith((own, "data:", "blob:")):
+            complaints.append(f"from outside: {request.url}")
+
+    page.on("request", requested)
+    page.goto(url, wait_until="load")
+    page.evaluate("window.MathJax?.startup?.promise")
+    return page, complaints
+
+
+def findings(page, **options):
+    """What axe-core holds to be serious or critical, a line each. Formulas, many strokes, are left out."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is missing: make browser")
+    options = {"resultTypes": ["violations"], "preload": False, **options}
+    found = axe.Axe().run(page, context={"exclude": [["mjx-container"]]}, options=options)
+    return [
+        f"{one['impact']} {one['id']}: {[node['target'] for node in one['nodes']][:5]}"
+        for one in found.response["violations"]
+        if one["impact"] in ("serious", "critical")
+    ]
+
+
+@pytest.mark.parametrize("name", pages())
+def test_page_is_whole_and_for_everyone(name, context, address):
+    page, complaints = opened(context, f"{address}/{name}")
+    text = page.evaluate(TEXT)
+    raw = [text[max(0, m.start() - 30) : m.end() + 30] for m in RAW.finditer(text)]
+    assert not raw, "markup was left as it is written"
+    assert page.locator("article .problematic, article [data-mjx-error]").count() == 0
+    wide = {}
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 900})
+        wide[width] = page.evaluate("document.scrollingElement.scrollWidth")
+    assert all(wide[width] <= width for width in WIDTHS), f"scrolls sideways; widths of the content: {wide}"
+    page.set_viewport_size({"width": WIDTHS[0], "height": 900})
+    assert not findings(page)
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_selector("html[data-theme=dark]", state="attached")
+    assert not findings(page, runOnly=COLOURS), "in the dark theme"
+    assert not complaints
+
+
+def test_the_tests_see_what_is_wrong(context, address):
+    page, complaints = opened(context, f"{address}/book/preface.html")
+    assert not complaints
+    page.set_content(
+        '<article>**bold** {term}`slice`<p style="width: 2000px">x</p><img src="none.png"></article>'
+    )
+    assert len(RAW.findall(page.evaluate(TEXT))) == 2
+    assert page.evaluate("document.scrollingElement.scrollWidth") > WIDTHS[0]
+    assert any(finding.startswith("critical image-alt") for finding in findings(page))
+    page.evaluate("console.error('heard')")
+    assert "heard" in complaints
+
+
+def test_the_first_chapter_is_light(context, address):
+    """HTML and figures as they lie on disk, and all it loads, packed. MathJax, the same for every
+    page and fetched once, is counted apart."""
+    page, loaded = context.new_page(), set()
+    page.on("requestfinished", lambda request: loaded.add(unquote(urlsplit(request.url).path).lstrip("/")))
+    page.goto(f"{address}/notebooks/01_first_run.html", wait_until="networkidle")
+    files = {name: (SITE / name).read_bytes() for name in loaded if (SITE / name).is_file()}
+    packed = {name: min(len(content), len(gzip.compress(content))) for name, content in files.items()}
+    mathjax = packed.pop("_static/tex-svg.js")
+    sent = sum(packed.values())
+    own = sum(len(files[name]) for name in files if name.startswith(("_images/", "notebooks/")))
+    print(f"HTML and figures {own:,} bytes; all but MathJax, packed, {sent:,}; MathJax, packed, {mathjax:,}")
+    assert sent < LIMIT
+    assert own < LIMIT
+
+
+def test_the_first_address_leads_to_the_preface(context, address):
+    page = context.new_page()
+    page.goto(f"{address}/{FORWARD}")
+    page.wait_for_url("**/book/preface.html")
