@@ -12,7 +12,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-CLOSING = ["## What you should see", "## Exercises", "## Next step", "## Records used"]
+CLOSING = ["## Summary", "## What you should see", "## Exercises", "## Next step", "## Records used"]
 PARAMETERS = ["profile", "seed", "data", "out"]
 DRAWS = re.compile(
     r"\b(plt\.(?!rc|style|close)\w+|sns\.(?!set_|color_)\w+|figures\.(?!use_style\b)[a-z]\w*)\("
@@ -84,8 +84,10 @@ def test_cells_stand_in_the_order_of_the_book(path):
 
     texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
     headings = [line for text in texts for line in text.splitlines() if re.match(r"#{1,2} ", line)]
-    assert headings[-4:] == CLOSING
+    assert headings[-5:] == CLOSING
     assert sum(heading.startswith("# ") for heading in headings) == 1
+    after = texts[texts.index(next(text for text in texts if text.startswith("## Next step")))]
+    assert "### Further reading" in after and "{cite:" in after
 
 
 @each_notebook
@@ -143,7 +145,7 @@ def test_exercises_come_as_stub_solution_check(path):
     notebook = read(path)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     stubs = [number for number, cell in enumerate(code) if "exercise" in tags(cell)]
-    assert len(stubs) >= 2
+    assert len(stubs) >= 3
     for number in stubs:
         stub, solution, check = code[number : number + 3]
         slug = stub.id.removeprefix("exercise-")
