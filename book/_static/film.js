@@ -5,7 +5,9 @@
 
   const SECONDS = 1.1; // a frame
   const STYLE = `
-    .film { border: 1px solid var(--pst-color-border, #999); border-radius: .4rem; padding: .75rem; margin: 1rem 0; }
+    .cell_output .text_html:has(> .film) { background: none !important; padding: 0; }
+    .film { border: 1px solid var(--pst-color-border, #999); border-radius: .4rem; padding: .75rem; margin: 1rem 0;
+      background: var(--pst-color-background, #fff); color: var(--pst-color-text-base, #222); }
     .film .runs { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); gap: 1rem; }
     .film figure { margin: 0; min-width: 0; }
     .film .film-title { font-weight: bold; margin: 0 0 .25rem; }
