@@ -43,7 +43,7 @@
     const [x, y] = [model.length * u, model.width * v];
     return [model.centreX + c * x - s * y, model.centreY + s * x + c * y];
   }
-  const points = () => start.unit.map(placed).map(([x, y], i) => [x + model.moved[i][0], y + model.moved[i][1]]);
+  const points = () => start.unit.map((unit, i) => placed(unit).map((value, d) => value + model.moved[i][d]));
 
   // Every number that can be set: [label, least, most, step]; those with a slider have a fifth entry.
   const FIELDS = {
@@ -78,6 +78,13 @@
   /** The slice of a point, from 0; -1 for those that are left over. */
   const sliceOf = (i) => (i < sliceCount() * model.size ? Math.floor(i / model.size) : -1);
 
+  /** Choose a point, and with it the slice whose numbers are shown. */
+  function choosePoint(number) {
+    model.point = number;
+    model.slice = sliceOf(number - 1) + 1 || model.slice;
+  }
+
+  /** All that there is to know, as plain data; a slice is what `whiten2d.whiten` returns. */
   function state() {
     const { method, size, eps, steps, slice } = model;
     const cloud = points();
@@ -125,7 +132,7 @@
       if (handle.key) handle.key(by);
       else handle.move(handle.at().map((value, i) => value + by[i]));
     } else if (name === "point" && PAGES[event.key]) {
-      model.point = (model.point - 1 + PAGES[event.key] + count) % count + 1;
+      choosePoint((model.point - 1 + PAGES[event.key] + count) % count + 1);
     } else return;
     event.preventDefault();
     refresh();
@@ -137,7 +144,8 @@
     const svg = target.ownerSVGElement;
     const where = (e) => {
       const box = svg.getBoundingClientRect();
-      return [(e.clientX - box.left) / box.width * 2 * EDGE - EDGE, EDGE - (e.clientY - box.top) / box.height * 2 * EDGE];
+      const [across, down] = [(e.clientX - box.left) / box.width, (e.clientY - box.top) / box.height];
+      return [(2 * across - 1) * EDGE, (1 - 2 * down) * EDGE];
     };
     const from = where(event);
     const at = HANDLES[name].at();
@@ -160,7 +168,8 @@
 
   function make(tag, attributes = {}, parent = null, text = "") {
     const drawn = ["svg", "g", "path", "circle", "line", "ellipse"].includes(tag);
-    const element = drawn ? document.createElementNS("http://www.w3.org/2000/svg", tag) : document.createElement(tag);
+    const space = drawn ? "http://www.w3.org/2000/svg" : "http://www.w3.org/1999/xhtml";
+    const element = document.createElementNS(space, tag);
     for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
     if (text) element.textContent = text;
     if (parent) parent.append(element);
@@ -199,8 +208,7 @@
   const marks = start.unit.map((_, i) => {
     const mark = draggable(before.svg, "point", { class: "point" });
     make("path", {}, mark);
-    const choose = (event) => { model.point = i + 1; model.slice = sliceOf(i) + 1 || model.slice; onDrag(event, "point"); refresh(); };
-    mark.addEventListener("pointerdown", choose);
+    mark.addEventListener("pointerdown", (event) => { choosePoint(i + 1); onDrag(event, "point"); refresh(); });
     return mark;
   });
   const whitenedMarks = start.unit.map(() => make("path", { class: "whitened" }, after.svg));
@@ -238,7 +246,8 @@
     make("label", { for: `explorer-${name}` }, row, label);
     const common = { min: least, max: most(name), step };
     inputs[name] = [make("input", { type: "number", id: `explorer-${name}`, ...common }, row)];
-    if (slider) inputs[name].push(make("input", { type: "range", "aria-label": `${label}, slider`, ...common }, row));
+    const slide = { type: "range", "aria-label": `${label}, slider`, ...common };
+    if (slider) inputs[name].push(make("input", slide, row));
     for (const input of inputs[name]) {
       input.addEventListener("input", () => {
         if (!input.validity.rangeOverflow && !input.validity.rangeUnderflow) change(name, input);
@@ -248,7 +257,7 @@
   }
   function change(name, input) {
     set(name, input.valueAsNumber);
-    if (name === "point") model.slice = sliceOf(model.point - 1) + 1 || model.slice;
+    if (name === "point") choosePoint(model.point);
     refresh(input);
   }
 
@@ -275,11 +284,12 @@
     return /[1-9]/.test(text) ? text.replace("-", "\u2212") : text.replace("-", "");
   };
 
+  const spoken = (at) => at.map((value) => number(value)).join(", ");
+
   function paint(path, i, transform) {
     const slice = sliceOf(i);
-    path.setAttribute("d", MARKERS[Math.max(slice, 0) % MARKERS.length]);
     // Six colours go with six markers; a second round of slices shifts the markers.
-    if (slice >= MARKERS.length) path.setAttribute("d", MARKERS[(slice + 1) % MARKERS.length]);
+    path.setAttribute("d", MARKERS[(Math.max(slice, 0) + (slice >= MARKERS.length ? 1 : 0)) % MARKERS.length]);
     path.setAttribute("fill", slice < 0 ? "none" : COLOURS[slice % COLOURS.length]);
     path.classList.toggle("chosen", slice === model.slice - 1);
     if (transform) path.setAttribute("transform", transform);
@@ -306,8 +316,8 @@
     const failed = slices.map((slice, i) => (slice.refused ? i + 1 : 0)).filter(Boolean);
     const left = count - slices.length * settings.sliceSize;
     const method = NAMES[settings.method] + (settings.method === "newton-schulz" ? `, ${settings.steps} steps` : "");
-    const text = [`${method}. ${slices.length} ${slices.length === 1 ? "slice" : "slices"} of ${settings.sliceSize} points` +
-      (left ? `, ${left} left over (hollow) and not whitened.` : ".")];
+    const slicing = `${slices.length} ${slices.length === 1 ? "slice" : "slices"} of ${settings.sliceSize} points`;
+    const text = [`${method}. ${slicing}` + (left ? `, ${left} left over (hollow) and not whitened.` : ".")];
     if (failed.length) {
       const which = failed.length === slices.length ? "every slice" : `slice ${failed.join(", ")}`;
       text.push(`Singular: ${which} is refused, for ${slices[failed[0] - 1].refused}.`);
@@ -325,10 +335,10 @@
     const current = state();
     const chosen = current.slices[model.slice - 1];
     current.points.forEach((point, i) => {
-      const at = point.map((value) => number(value)).join(", ");
+      const label = `Point ${i + 1} at ${spoken(point)}. Arrow keys move it, Page Up and Page Down change the point`;
       marks[i].setAttribute("transform", translate(point));
       marks[i].setAttribute("tabindex", i === model.point - 1 ? 0 : -1);
-      marks[i].setAttribute("aria-label", `Point ${i + 1} at ${at}. Arrow keys move it, Page Up and Page Down change the point`);
+      marks[i].setAttribute("aria-label", label);
       paint(marks[i].lastChild, i);
       const slice = current.slices[sliceOf(i)];
       const whitened = slice && slice.whitened && slice.whitened[i % model.size];
@@ -338,7 +348,7 @@
     for (const [name, mark] of Object.entries(handles)) {
       const at = HANDLES[name].at();
       mark.setAttribute("transform", translate(at));
-      mark.setAttribute("aria-label", `${HANDLES[name].label}, at ${at.map((value) => number(value)).join(", ")}. Arrow keys move it`);
+      mark.setAttribute("aria-label", `${HANDLES[name].label}, at ${spoken(at)}. Arrow keys move it`);
     }
     outline(before.ellipse, chosen.mean, chosen.covariance);
     outline(after.ellipse, [0, 0], chosen.after);
@@ -346,7 +356,8 @@
 
     const shown = { "covariance before": chosen.covariance, W: chosen.W, "covariance after": chosen.after };
     for (const [title, cells] of Object.entries(matrices)) {
-      cells.forEach((cell, i) => { cell.textContent = shown[title] ? number(shown[title][i >> 1][i & 1], 3) : "none"; });
+      const matrix = shown[title];
+      cells.forEach((cell, i) => { cell.textContent = matrix ? number(matrix[i >> 1][i & 1], 3) : "none"; });
     }
     radios.forEach((radio) => { radio.checked = radio.value === model.method; });
     for (const input of inputs.steps) input.disabled = model.method !== "newton-schulz";

@@ -8,4 +8,6 @@ for (const summary of document.querySelectorAll(".bd-sidebar details > summary:n
 }
 
 // Entries of the bibliography say they are a list of documents, which their markup is not.
-for (const element of document.querySelectorAll(".citation-list, .citation-list > [role]")) element.removeAttribute("role");
+for (const element of document.querySelectorAll(".citation-list, .citation-list > [role]")) {
+  element.removeAttribute("role");
+}
