@@ -16,7 +16,7 @@ student: $(INSTALLED) ## write the chapters without their solutions into _build/
 	$(BIN)/python book/student.py
 
 test: $(INSTALLED) ## run the tests of the package, the notebooks and the build
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --ignore=tests/site
 
 browser: $(INSTALLED) ## test the built site in a headless Chromium (after make book; two to five minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/site/requirements.txt
