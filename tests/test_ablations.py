@@ -1,6 +1,7 @@
 """Ablations change one choice at a time, and read from records what it did."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,3 +96,26 @@ def test_without_records_there_is_nothing_to_compare(ablation):
     assert [(found.values, found.lead) for found in compare(ablation, [])] == [({}, None)] * len(
         ablation.settings
     )
+
+
+def test_every_run_on_digits_that_is_on_record_is_shown_by_an_ablation():
+    entries, problems = read_records(Path(__file__).resolve().parents[1] / "results")
+    shown = [setting for ablation in EVERY.values() for setting in ablation.settings]
+    for entry in (entry for entry in entries if entry.record["name"].startswith("digits/")):
+        held = entry.record["name"], departures(entry.record)
+        assert any(held == (setting.name, setting.changes) for setting in shown), entry.folder
+    assert not problems
+
+
+def test_there_is_no_verdict_below_three_seeds_nor_on_those_that_survived(tmp_path):
+    cosine, euclidean = ABLATIONS["distance"].settings
+    for seed in SEEDS:
+        put(tmp_path, record_of(cosine, seed, 80.0 + seed), f"a/{seed}")
+        put(tmp_path, record_of(euclidean, seed, 70.0 + seed), f"b/{seed}")
+    assert compare(ABLATIONS["distance"], read_records(tmp_path)[0])[1].decided
+    (tmp_path / "b/2/record.json").unlink()
+    assert not compare(ABLATIONS["distance"], read_records(tmp_path)[0])[1].decided
+    put(tmp_path, record_of(euclidean, 2, 72.0), "b/2")
+    error = {"status": "failed", "error": "SingularCovarianceError: of slice (0, 0, 0)"}
+    put(tmp_path, record_of(euclidean, 3, **error), "b/3")
+    assert not compare(ABLATIONS["distance"], read_records(tmp_path)[0])[1].decided

@@ -42,6 +42,7 @@ class Compared:
     values: dict[int, float]  # by seed, of finished runs
     breakdowns: dict[int, str]  # by seed, the error that ended a run before its time
     lead: Interval | None  # over the ablation's first setting; None of the first, and below two seeds of each
+    decided: bool  # whether `lead` may be read as a verdict: three seeds of each, and no run broke down
 
 
 def _changed(field: str, values: Mapping[str, Any], **always: Any) -> tuple[Setting, ...]:
@@ -96,7 +97,7 @@ ABLATIONS = {
     ),
     "shrinkage": Ablation(
         "shrinkage of the covariance, eps",
-        (Setting("0"), *_changed("whitening_eps", {"0.0001": 1e-4, "0.01": 0.01, "0.1": 0.1})),
+        (Setting("0"), *_changed("whitening_eps", {"0.0001": 1e-4, "0.01": 0.01, "0.1": 0.1, "0.5": 0.5})),
     ),
     "second view": Ablation(
         "the second view",
@@ -130,7 +131,7 @@ def compare(ablation: Ablation, entries: Sequence[Entry], metric: str = "linear_
 
     Raises KeyError where such a record lacks the metric.
     """
-    runs = [_runs(setting, entries) for setting in ablation.settings]
+    runs = [runs_of(setting, entries) for setting in ablation.settings]
     values = [{seed: run["metrics"][metric] for seed, run in own.items() if "metrics" in run} for own in runs]
     base = list(values[0].values())
     return [
@@ -139,12 +140,13 @@ def compare(ablation: Ablation, entries: Sequence[Entry], metric: str = "linear_
             scores,
             {seed: breakdown(run) for seed, run in own.items() if breakdown(run)},
             _lead(list(scores.values()), base) if number else None,
+            min(len(scores), len(base)) >= len(SEEDS) and not any(map(breakdown, own.values())),
         )
         for number, (setting, own, scores) in enumerate(zip(ablation.settings, runs, values, strict=True))
     ]
 
 
-def _runs(setting: Setting, entries: Sequence[Entry]) -> dict[int, dict[str, Any]]:
+def runs_of(setting: Setting, entries: Sequence[Entry]) -> dict[int, dict[str, Any]]:
     """Records by seed, those that finished or broke down; a finished one wins, then the later one."""
     own = [
         entry.record

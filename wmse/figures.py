@@ -178,4 +178,5 @@ def seeds_by_setting(
         ax.set_ylabel(ylabel)
     for ax in axes[-1]:
         ax.set_xlabel(xlabel)
+    figure.set_layout_engine("constrained", w_pad=0.12)
     return figure

@@ -153,3 +153,18 @@ def test_measures_leave_the_run_as_it_was():
     assert run.learner.training and all(
         torch.equal(before[k], v) for k, v in run.learner.state_dict().items()
     )
+
+
+def test_the_committed_film_shows_what_chapter_7_says_of_it(committed):
+    mse, wmse = (committed["runs"][name]["frames"] for name in film.RUNS)
+    if committed["runs"][next(iter(film.RUNS))]["label"] != "MSE":
+        mse, wmse = wmse, mse
+    start = mse[0]
+    assert start["embedding_std"] < 0.2, "bunched together before training"
+    assert mse[-1]["knn5_embeddings"] < start["knn5_embeddings"], "MSE ends with less than it began with"
+    assert mse[-1]["effective_rank"] < 2 < start["effective_rank"] < wmse[-1]["effective_rank"]
+    scattered = next(f for f in wmse if f["effective_rank"] > 0.9 * wmse[-1]["effective_rank"])
+    assert scattered["epoch"] < 2 and scattered["knn5_embeddings"] < 1.2 * wmse[0]["knn5_embeddings"]
+    assert wmse[-1]["cca_dimensions"] > 5 * scattered["cca_dimensions"]
+    widths = [np.ptp(np.array(f["points"]).reshape(-1, 2), axis=0).max() for f in mse]
+    assert min(widths) > 0.4 * max(widths), "its layouts never look collapsed"
