@@ -66,7 +66,14 @@ def write_pages(results: Path, stage: Path) -> list[str]:
 
 
 def _title(record: dict[str, Any]) -> str:
-    return f"{record['name']}, seed {record['seed']}"
+    """Recipe, what was changed of it, and seed."""
+    from wmse.rungs import in_words
+
+    try:
+        changed = in_words(record)
+    except ValueError:  # a recipe of old
+        changed = ""
+    return ", ".join(filter(None, [record["name"], changed, f"seed {record['seed']}"]))
 
 
 def _index_row(record: dict[str, Any], page: str) -> list[str]:

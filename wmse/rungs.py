@@ -32,12 +32,16 @@ def departures(record: dict[str, Any]) -> dict[str, Any]:
 
 def rung(record: dict[str, Any]) -> str:
     """The rung in words: "cifar10-200 (200 epochs)", "cifar10 (1000 epochs), but epochs 20, limit 512"."""
-    name = record["name"]
-    changed = [f"{key} {_words(value)}" for key, value in departures(record).items()]
+    name, changed = record["name"], in_words(record)
     recipe = RECIPES[name]
     cost = f"{recipe.epochs} epochs" if recipe.epochs else "not trained"
     slim = f", width {recipe.width}" if recipe.width != Recipe.width else ""
-    return f"{name.split('/')[0]} ({cost}{slim})" + (", but " + ", ".join(changed) if changed else "")
+    return f"{name.split('/')[0]} ({cost}{slim})" + (f", but {changed}" if changed else "")
+
+
+def in_words(record: dict[str, Any]) -> str:
+    """What `departures` finds, in words: "epochs 20, limit 512"; nothing where there is none."""
+    return ", ".join(f"{key} {_words(value)}" for key, value in departures(record).items())
 
 
 def is_of(record: dict[str, Any], name: str, seed: int, changes: Mapping[str, Any] = NONE) -> bool:

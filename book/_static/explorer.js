@@ -52,7 +52,7 @@
     steps: ["Newton-Schulz steps", 1, 15, 1, true],
     slice: ["Slice shown in numbers", 1, count, 1],
     centreX: ["Centre, dimension 1", -2, 2, 0.1], centreY: ["Centre, dimension 2", -2, 2, 0.1],
-    length: ["Length", 0, 1.5, 0.05], width: ["Width", 0, 1.5, 0.05],
+    length: ["Length", 0, 2, 0.05], width: ["Width", 0, 1.5, 0.05],
     angle: ["Turned by, degrees", -180, 180, 1],
     point: ["Point number", 1, count, 1],
     pointX: ["Its dimension 1", -EDGE, EDGE, 0.1], pointY: ["Its dimension 2", -EDGE, EDGE, 0.1],
