@@ -51,7 +51,7 @@ def test_a_page_shows_the_record_and_the_command(results, tmp_path):
     assert (tmp_path / "stage" / f"{name}.svg").read_text().startswith("<?xml")
     assert "at the end 0.333 and 43.0" in page
     assert ", seed 0](cifar10/w-mse-2/seed-0.md)" in made[record_pages.INDEX]
-    assert "[cifar10/w-mse-2, epochs 20, " in made[record_pages.INDEX]
+    assert "epochs 20, lr_drops 4 2, limit 512, seed 0](cifar10" in made[record_pages.INDEX]
     assert "77.12" in made[record_pages.INDEX]
 
 
