@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from wmse.claims import Interval, interval
 from wmse.recipes import SOLO_LEARN
 from wmse.records import Entry, breakdown
-from wmse.rungs import NONE, departures
+from wmse.rungs import NONE, by_seed
 
 SEEDS = (0, 1, 2)
 BASE = "digits/w-mse-2"
@@ -148,15 +148,8 @@ def compare(ablation: Ablation, entries: Sequence[Entry], metric: str = "linear_
 
 def runs_of(setting: Setting, entries: Sequence[Entry]) -> dict[int, dict[str, Any]]:
     """Records by seed, those that finished or broke down; a finished one wins, then the later one."""
-    own = [
-        entry.record
-        for entry in entries
-        if (entry.record["status"] == "finished" or breakdown(entry.record))
-        and entry.record["name"] == setting.name
-        and departures(entry.record) == setting.changes
-    ]
-    own.sort(key=lambda record: (record["status"] == "finished", record.get("finished", "")))
-    return dict(sorted({record["seed"]: record for record in own}.items()))
+    broken = by_seed(entries, setting.name, setting.changes, breakdown)
+    return dict(sorted((broken | by_seed(entries, setting.name, setting.changes)).items()))
 
 
 def _lead(values: list[float], base: list[float]) -> Interval | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from statistics import fmean, variance
 
 from wmse.records import Entry
-from wmse.rungs import departures
+from wmse.rungs import by_seed
 
 SEEDS = 3  # of each method, at least
 COMPETITIVE = 1.0  # points of accuracy that "competitive" may lie behind
@@ -60,7 +60,10 @@ def findings(claim: Claim, entries: Sequence[Entry]) -> list[Finding]:
     """What each rung says, from the paper's own down. Only finished runs of unchanged recipes count."""
     found = []
     for rung in RUNGS:
-        runs = {method: _metrics(f"{rung}/{method}", entries) for method in claim.methods}
+        runs = {
+            method: [record["metrics"] for record in by_seed(entries, f"{rung}/{method}").values()]
+            for method in claim.methods
+        }
         lacking = [
             f"{method} has {len(seen)} of {SEEDS}" for method, seen in runs.items() if len(seen) < SEEDS
         ]
@@ -89,16 +92,6 @@ def interval(first: Sequence[float], second: Sequence[float]) -> Interval:
 def verdict(found: Interval, above: float) -> str:
     """Where an interval lies, for a claim that the difference is more than `above`."""
     return "holds" if found.low > above else "fails" if found.high <= above else "open"
-
-
-def _metrics(name: str, entries: Sequence[Entry]) -> list[dict]:
-    """The metrics of a recipe's finished runs as they stand, one a seed, the last to finish."""
-    of_seed = {}
-    for entry in sorted(entries, key=lambda entry: entry.record.get("finished", "")):
-        record = entry.record
-        if record["status"] == "finished" and record["name"] == name and not departures(record):
-            of_seed[record["seed"]] = record["metrics"]
-    return list(of_seed.values())
 
 
 def _values(runs: list[dict], metric: str = ACCURACY) -> list[float]:

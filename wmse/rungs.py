@@ -1,11 +1,12 @@
 """Which rung of the budget ladder a record stands on: only records of one rung are averaged."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any
 
 from wmse.recipes import RECIPES, Recipe
+from wmse.records import Entry
 from wmse.schema import recipe_of
 
 NONE: Mapping[str, Any] = MappingProxyType({})
@@ -47,6 +48,22 @@ def in_words(record: dict[str, Any]) -> str:
 def is_of(record: dict[str, Any], name: str, seed: int, changes: Mapping[str, Any] = NONE) -> bool:
     """Whether a record is of the recipe `name` with just these changes, and of that seed."""
     return record["name"] == name and record["seed"] == seed and departures(record) == changes
+
+
+def by_seed(
+    entries: Iterable[Entry],
+    name: str,
+    changes: Mapping[str, Any] = NONE,
+    ended: Callable[[dict[str, Any]], Any] = lambda record: record["status"] == "finished",
+) -> dict[int, dict[str, Any]]:
+    """Records of the recipe `name` with just these changes that have `ended`, one a seed: the last of each."""
+    own = [
+        entry.record
+        for entry in entries
+        if ended(entry.record) and entry.record["name"] == name and departures(entry.record) == changes
+    ]
+    own.sort(key=lambda record: record.get("finished", ""))
+    return {record["seed"]: record for record in own}
 
 
 def flags(changes: Mapping[str, Any]) -> list[str]:
