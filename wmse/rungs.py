@@ -56,7 +56,7 @@ def by_seed(
     changes: Mapping[str, Any] = NONE,
     ended: Callable[[dict[str, Any]], Any] = lambda record: record["status"] == "finished",
 ) -> dict[int, dict[str, Any]]:
-    """Records of the recipe `name` with just these changes that have `ended`, one a seed: the last of each."""
+    """Records of the recipe `name` with just these changes that have `ended`: the last of each seed."""
     own = [
         entry.record
         for entry in entries
