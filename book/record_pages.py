@@ -196,11 +196,11 @@ def draw_curve(curve: list[dict[str, float]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    from wmse.figures import OKABE_ITO, use_style
+    from wmse.figures import OKABE_ITO, WIDTH, use_style
 
     use_style()
     epochs = [row["epoch"] for row in curve]
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3))
+    figure, axes = plt.subplots(2, 1, figsize=(WIDTH, 4.6), sharex=True)
     names = {"loss": "loss", "effective_rank": "effective rank, dimensions"}
     for ax, (key, label), colour, marker in zip(axes, names.items(), OKABE_ITO, "os", strict=False):
         ax.plot(
@@ -210,8 +210,8 @@ def draw_curve(curve: list[dict[str, float]], path: Path) -> None:
             marker=marker,
             markevery=max(1, len(epochs) // 10),
         )
-        ax.set_xlabel("epoch")
         ax.set_ylabel(label)
+    axes[1].set_xlabel("epoch")
     axes[1].set_ylim(bottom=0)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)

@@ -1,6 +1,7 @@
 """The book's figures: one style, and the few plots that several chapters share.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; classes carry a marker as well.
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; classes carry a marker as well. No
+figure is wider than `WIDTH`: a phone shrinks it to some 340 pixels, and its text is still ten pixels high.
 """
 
 import itertools
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+WIDTH = 5.2  # inches
 
 
 def use_style() -> None:
@@ -28,7 +30,7 @@ def use_style() -> None:
     sns.set_theme(style="whitegrid", context="notebook", palette=list(OKABE_ITO))
     mpl.rcParams.update(
         {
-            "figure.figsize": (6.4, 3.6),
+            "figure.figsize": (WIDTH, 3.3),
             "figure.dpi": 110,
             "savefig.facecolor": "white",
             "axes.edgecolor": "#444444",
@@ -44,7 +46,7 @@ def use_style() -> None:
     )
 
 
-def image_grid(images: Tensor, columns: int = 10, ax: "Axes | None" = None, scale: float = 0.62) -> "Axes":
+def image_grid(images: Tensor, columns: int = 10, ax: "Axes | None" = None, scale: float = 0.52) -> "Axes":
     """Show images side by side, row by row.
 
     Args:
@@ -105,7 +107,7 @@ def umap_layout(points: Tensor, seed: int) -> np.ndarray:
     return UMAP(n_neighbors=15, min_dist=0.1, random_state=seed, n_jobs=1).fit_transform(points.cpu().numpy())
 
 
-def class_legend(figure: "Figure", ax: "Axes", columns: int = 10) -> None:
+def class_legend(figure: "Figure", ax: "Axes", columns: int = 5) -> None:
     """One legend for several `scatter` plots of the same classes, below the figure."""
     handles, names = ax.get_legend_handles_labels()
     figure.legend(
@@ -146,8 +148,7 @@ def seeds_by_setting(
 ) -> "Figure":
     """A panel a measure, in it a column a setting: a mark for each run, and a bar at their mean.
 
-    A dotted line goes through the mean of the first setting. With more than four settings
-    the panels stand one above the other.
+    A dotted line goes through the mean of the first setting.
 
     Args:
         panels: label of the measure's axis -> label of the setting -> one number a run.
@@ -155,10 +156,8 @@ def seeds_by_setting(
     """
     import matplotlib.pyplot as plt
 
-    settings = max(len(values) for values in panels.values())
-    wide = settings <= 4
-    shape = (1, len(panels)) if wide else (len(panels), 1)
-    figure, axes = plt.subplots(*shape, figsize=(8.6, 3.2 if wide else 5.2), sharex=not wide, squeeze=False)
+    shape = {"nrows": len(panels), "figsize": (WIDTH, 0.8 + 2.2 * len(panels))}
+    figure, axes = plt.subplots(**shape, sharex=True, squeeze=False)
     for ax, (ylabel, values) in zip(axes.flat, panels.items(), strict=True):
         for column, (setting, runs) in enumerate(values.items()):
             colour, marker = OKABE_ITO[column % 7], MARKERS[column]  # the eighth is too pale for a line
@@ -176,7 +175,5 @@ def seeds_by_setting(
         ax.set_xlim(-0.6, len(values) - 0.4)
         ax.grid(False, axis="x")
         ax.set_ylabel(ylabel)
-    for ax in axes[-1]:
-        ax.set_xlabel(xlabel)
-    figure.set_layout_engine("constrained", w_pad=0.12)
+    axes[-1, 0].set_xlabel(xlabel)
     return figure
