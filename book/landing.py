@@ -8,13 +8,7 @@ from pathlib import Path
 
 RESULTS = "landing-results.md"
 METRIC = "linear_top1"
-NAMES = {
-    "w-mse-2": "W-MSE 2",
-    "w-mse-4": "W-MSE 4",
-    "simclr": "SimCLR",
-    "byol": "BYOL",
-    "mse": "the same loss without whitening",
-}
+METHODS = ("w-mse-2", "w-mse-4", "simclr", "byol", "mse")
 NONE_YET = "No run is on record yet."
 
 
@@ -29,6 +23,7 @@ def write_part(results: Path, folder: Path) -> None:
 def table(entries: Sequence) -> str:
     """Markdown: methods by rungs with a run of an unchanged recipe; what has none is left out or says so."""
     from wmse.claims import RUNGS
+    from wmse.names import METHODS as NAMES
     from wmse.recipes import RECIPES
     from wmse.table_text import MARKS
     from wmse.tables import make_table
@@ -36,7 +31,7 @@ def table(entries: Sequence) -> str:
     rows = {row.method: row for row in make_table("table-1", entries).rows if row.dataset == "cifar10"}
     cells = {
         (method, entry.record["name"].split("/")[0]): _cell(measured)
-        for method in NAMES
+        for method in METHODS
         for measured in rows[method].measured
         if METRIC in measured.scores and ", but " not in measured.rung and not measured.refusal
         for entry in measured.entries[:1]
@@ -51,12 +46,13 @@ def table(entries: Sequence) -> str:
         header.append("ours")
     header.append(f"paper, quoted, {RECIPES['cifar10/w-mse-2'].epochs} epochs")
     lines = [header, [":--", *["--:"] * (len(header) - 1)]]
-    for method, name in NAMES.items():
+    names = {**NAMES, "mse": "the same loss without whitening"}
+    for method in METHODS:
         measured = [cells.get((method, rung), "no run yet") for rung in rungs or [""]]
         figure = rows[method].paper.get(METRIC)
         if figure or set(measured) != {"no run yet"}:
             quoted = f"{figure.value:.2f}{MARKS.get(figure.certainty, '')}" if figure else "none"
-            lines.append([name, *measured, quoted])
+            lines.append([names[method], *measured, quoted])
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
     return text if rungs else f"{text}\n{NONE_YET}\n"
 

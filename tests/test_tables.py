@@ -7,10 +7,13 @@ import pytest
 from example_records import ACCURACIES, example_record, put
 
 from wmse.__main__ import main
-from wmse.paper import FIGURES
+from wmse.names import DATASETS, METHODS
+from wmse.paper import FIGURES, LATER
+from wmse.recipes import RECIPES
 from wmse.records import read_records
 from wmse.rungs import departures, rung
-from wmse.table_text import HEADER, as_markdown, as_text
+from wmse.table_page import as_page
+from wmse.table_text import HEADER, as_markdown, as_text, notes
 from wmse.tables import OUTLINES, make_table
 
 
@@ -206,7 +209,7 @@ def test_marks_say_how_sure_a_figure_is_and_later_work_has_a_column_of_its_own(t
     for made in (table(tmp_path), table(tmp_path, "imagenet-100")):
         for mark in ("† second-hand", "? unsure", "‡ in a protocol of its own"):
             assert mark in as_text(made) and mark in as_markdown(made)
-    assert "moco, align-uniform (resnet50)" in as_text(table(tmp_path, "imagenet-100"))
+    assert "MoCo, Align-Uniform (resnet50)" in as_text(table(tmp_path, "imagenet-100"))
 
 
 def test_every_figure_of_the_paper_for_these_sets_is_shown(tmp_path):
@@ -274,10 +277,45 @@ def test_an_unsure_figure_is_never_reached_or_missed(tmp_path):
     assert {score.reached for score in measured.scores.values()} == {None}
 
 
-def test_records_and_missing_runs_can_be_shown_as_wished(tmp_path):
-    put(tmp_path, example_record())
-    text = as_markdown(
-        table(tmp_path), link=lambda folder: f"<{folder.name}>", missing=lambda name: f"[{name}]"
+def page(made):
+    return as_page(made, lambda folder, words: f"[{words}]({folder.name})", lambda name: f"train {name}")
+
+
+def test_a_page_links_every_seed_and_says_how_to_make_what_is_missing(tmp_path):
+    for seed, value in ((0, 91.0), (1, 92.0)):
+        put(tmp_path, example_record(seed=seed, metrics=accuracies(value)))
+    put(tmp_path, example_record("cifar10-cpu/w-mse-2", metrics=accuracies(60.0, 50.0)))
+    text = page(table(tmp_path))
+    (line,) = (line for line in text.split("### CIFAR-100")[0].splitlines() if line.startswith("| W-MSE 2 "))
+    cells = line.strip("| ").split(" | ")
+    assert cells[1] == "91.50 ± 0.71<br>88.00 ± 0.00<br>`cifar10`, 2 seeds: [0](seed-0), [1](seed-1)"
+    assert cells[2:4] == ["-0.05 ✓<br>-1.69 ✗", "91.55†<br>89.69†"]
+    assert "|  | 60.00<br>50.00<br>`cifar10-cpu`, seed [0](seed-0) | -31.55<br>-39.69 |  |  |" in text
+    assert "| BYOL | no run yet<br>train cifar10/byol |  |" in text
+    assert "BYOL: train cifar10-200/byol; train cifar10-cpu/byol" in text
+    assert "W-MSE 2: train cifar10-200/w-mse-2\n" in text, "made on the other rungs"
+    assert "digits" not in text
+
+
+def test_a_page_holds_what_the_whole_table_holds(tmp_path):
+    put(tmp_path, example_record("cifar10/byol", recipe={"batch_size": 256}, metrics=accuracies(33.0)))
+    for name in OUTLINES:
+        made = table(tmp_path, name)
+        text = page(made)
+        for row_ in made.rows:
+            assert METHODS[row_.method] in text
+            for figure in (*row_.paper.values(), *row_.later.values()):
+                assert f"{figure.value:.2f}" in text and figure.source in text
+        for note in notes(made):
+            assert note.replace("|", "\\|") in text
+    assert "33.00<br>88.00<br>`cifar10`, but batch_size 256, seed [0](seed-0)" in page(table(tmp_path))
+    assert "BYOL: train cifar10/byol;" in page(table(tmp_path)), "a changed recipe leaves the cell to fill"
+
+
+def test_every_method_and_data_set_has_a_name_for_prose():
+    quoted = (*FIGURES, *LATER)
+    tabled = {method for outline in OUTLINES.values() for method in outline.methods}
+    assert tabled | {figure.method for figure in quoted} <= set(METHODS)
+    assert {recipe.dataset for recipe in RECIPES.values()} | {figure.dataset for figure in quoted} <= set(
+        DATASETS
     )
-    assert "| <seed-0> |" in text
-    assert "no run yet: [cifar10/byol]" in text and "[cifar10/w-mse-2]" not in text

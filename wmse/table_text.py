@@ -1,8 +1,8 @@
 """A table as text: aligned for a terminal, or Markdown. What stands in it, `wmse.tables` decides."""
 
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
+from wmse.names import DATASETS, METHODS
 from wmse.paper import Figure
 from wmse.tables import MARGIN, Measured, Row, Score, Table
 
@@ -13,86 +13,80 @@ LEGEND = f"""† second-hand: read in later work that copies it. ? unsure: remem
 {OWN_PROTOCOL} in a protocol of its own, to which a difference may be due.
 "paper" and "later work" are quoted; "ours" is measured: mean ± standard deviation over seeds.
 ✓ reached, at the paper's own number of epochs: less than {MARGIN:g} point below its figure. ✗ not reached."""
+NO_RUN, QUOTED_ONLY = "no run yet", "quoted only"
 HEADER = ("method", "paper", "later work", "rung", "ours", "ours - paper", "seeds", "scored on", "records")
 
 
 def as_text(table: Table) -> str:
     """For a terminal: columns padded with spaces."""
-    blocks = [f"{table.name}: {_title(table)}"]
+    blocks = [f"{table.name}: {title(table)}"]
     for dataset, lines in _blocks(table):
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         padded = (
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines
         )
         blocks.append("\n".join([dataset, *(f"  {line.rstrip()}" for line in padded)]))
-    return "\n\n".join([*blocks, LEGEND, "\n".join(_notes(table))])
+    return "\n\n".join([*blocks, LEGEND, "\n".join(notes(table))])
 
 
-def as_markdown(
-    table: Table,
-    link: Callable[[Path], str] = str,
-    missing: Callable[[str], str] | None = None,
-    columns: Sequence[str] = HEADER,
-) -> str:
-    """As Markdown: a heading and a table a data set, then the notes as a list.
-
-    Args:
-        columns: those of `HEADER` that are wanted.
-        link: what stands for a record, given its folder; the folder itself if left out.
-        missing: more to say, given its recipe's name, of a run that nobody has made yet.
-    """
-    blocks = [f"## {table.name}", _title(table) + "."]
-    for dataset, (header, *lines) in _blocks(table, link, missing):
-        places = [header.index(column) for column in columns]
-        chosen = [[_escaped(line[place]) for place in places] for line in (header, *lines)]
-        chosen.insert(1, ["---"] * len(places))
-        rows = "\n".join(f"| {' | '.join(line)} |" for line in chosen)
+def as_markdown(table: Table) -> str:
+    """As Markdown: a heading and a table a data set, with all columns, then the notes as a list."""
+    blocks = [f"## {table.name}", title(table) + "."]
+    for dataset, (header, *lines) in _blocks(table):
+        body = [[escaped(cell) for cell in line] for line in lines]
+        rows = "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *body))
         blocks.append(f"### {dataset}\n\n{rows}")
-    notes = "\n".join(f"- {_escaped(note)}" for note in (*LEGEND.splitlines(), *_notes(table)))
-    return "\n\n".join([*blocks, notes])
+    return "\n\n".join(
+        [*blocks, "\n".join(f"- {escaped(note)}" for note in (*LEGEND.splitlines(), *notes(table)))]
+    )
 
 
-def _title(table: Table) -> str:
+def title(table: Table) -> str:
+    """What the table is of, and its metrics."""
     return f"{table.outline.title} ({' / '.join(table.outline.metrics.values())})"
 
 
-def _blocks(
-    table: Table, link: Callable[[Path], str] = str, missing: Callable[[str], str] | None = None
-) -> Iterable[tuple[str, list[Sequence[str]]]]:
+def _blocks(table: Table) -> Iterable[tuple[str, list[Sequence[str]]]]:
     """Each data set with its lines: the header, then one a method and rung."""
     metrics = table.outline.metrics
     for dataset in table.outline.datasets:
         rows = [row for row in table.rows if row.dataset == dataset]
-        yield dataset, [HEADER, *(line for row in rows for line in _lines(row, metrics, link, missing))]
+        yield dataset, [HEADER, *(line for row in rows for line in _lines(row, metrics))]
 
 
-def _lines(
-    row: Row, metrics: Iterable[str], link: Callable[[Path], str], missing: Callable[[str], str] | None
-) -> list[Sequence[str]]:
-    quoted = [_pair(_figure(figures.get(metric)) for metric in metrics) for figures in (row.paper, row.later)]
+def _lines(row: Row, metrics: Iterable[str]) -> list[Sequence[str]]:
+    quoted = [_pair(figure_cells(figures, metrics)) for figures in (row.paper, row.later)]
     start = [row.method, *quoted]
     if not row.measured:
-        empty = "no run yet" if row.has_recipe else "quoted only"
-        if missing and row.has_recipe:
-            empty += f": {missing(f'{row.dataset}/{row.method}')}"
-        return [[*start, "-", empty, "-", "-", "-", "-"]]
-    lines = [_cells(measured, row.paper, metrics, link) for measured in row.measured]
+        return [[*start, "-", NO_RUN if row.has_recipe else QUOTED_ONLY, "-", "-", "-", "-"]]
+    lines = [_cells(measured, row.paper, metrics) for measured in row.measured]
     return [start + lines[0], *([row.method, "", ""] + line for line in lines[1:])]
 
 
-def _cells(
-    measured: Measured, paper: dict[str, Figure], metrics: Iterable[str], link: Callable[[Path], str]
-) -> list[str]:
-    scores = {metric: measured.scores.get(metric) for metric in metrics}
-    differences = (_difference(score, paper.get(metric)) for metric, score in scores.items())
+def _cells(measured: Measured, paper: dict[str, Figure], metrics: Iterable[str]) -> list[str]:
     return [
         measured.rung,
-        _pair(_mean(score) for score in scores.values()),
-        "not compared" if measured.refusal and paper else _pair(differences),
+        _pair(mean_cells(measured, metrics)),
+        "not compared" if measured.refusal and paper else _pair(difference_cells(measured, paper, metrics)),
         f"{len(measured.seeds)}: {', '.join(map(str, measured.seeds))}",
         f"{measured.images:,}",
-        ", ".join(link(entry.folder) for entry in measured.entries),
+        ", ".join(str(entry.folder) for entry in measured.entries),
     ]
+
+
+def figure_cells(figures: dict[str, Figure], metrics: Iterable[str]) -> list[str]:
+    """The published figure of each metric with its marks, or "-"."""
+    return [_figure(figures.get(metric)) for metric in metrics]
+
+
+def mean_cells(measured: Measured, metrics: Iterable[str]) -> list[str]:
+    """The mean of each metric, with the standard deviation where there are seeds."""
+    return [_mean(measured.scores.get(metric)) for metric in metrics]
+
+
+def difference_cells(measured: Measured, paper: dict[str, Figure], metrics: Iterable[str]) -> list[str]:
+    """Ours less the paper's of each metric, with a mark for reached or not."""
+    return [_difference(measured.scores.get(metric), paper.get(metric)) for metric in metrics]
 
 
 def _figure(figure: Figure | None) -> str:
@@ -121,36 +115,35 @@ def _pair(cells: Iterable[str]) -> str:
     return "-" if set(cells) == {"-"} else " / ".join(cells)
 
 
-def _notes(table: Table) -> list[str]:
+def notes(table: Table) -> list[str]:
     """Sources of what is quoted, why some runs are not compared, and what was left out."""
     groups: dict[tuple[str, ...], list[Figure]] = {}
     for row in table.rows:
         for figure in (*row.paper.values(), *row.later.values()):
             origin = (figure.origin, figure.encoder, figure.source, figure.note)
             groups.setdefault(origin, []).append(figure)
-    notes = [_source(figures) for figures in groups.values()]
-    notes += [
-        f"not compared, {row.dataset} {row.method} {measured.rung}: {measured.refusal}"
+    told = [_source(figures) for figures in groups.values()]
+    told += [
+        f"not compared, {DATASETS[row.dataset]} {METHODS[row.method]}, {measured.rung}: {measured.refusal}"
         for row in table.rows
         for measured in row.measured
         if measured.refusal and row.paper
     ]
-    return notes + list(table.remarks)
+    return told + list(table.remarks)
 
 
 def _source(figures: list[Figure]) -> str:
     """Where figures come from that have that in common; networks other than ResNet-18 are named."""
     one = figures[0]
-    datasets, methods = (
-        list(dict.fromkeys(getattr(figure, field) for figure in figures)) for field in ("dataset", "method")
-    )
+    datasets = list(dict.fromkeys(DATASETS[figure.dataset] for figure in figures))
+    methods = list(dict.fromkeys(METHODS[figure.method] for figure in figures))
     work = "paper" if one.origin == "paper" else "later work"
-    where = f"{datasets[0]} " if len(datasets) == 1 else ""
+    where = f"{datasets[0]}, " if len(datasets) == 1 else ""
     encoder = "" if one.encoder == "resnet18" else f" ({one.encoder})"
     return f"{work}, {where}{', '.join(methods)}{encoder}: {one.source}" + (
         f"; {one.note}" if one.note else ""
     )
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     return text.replace("|", "\\|")

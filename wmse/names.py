@@ -1,0 +1,36 @@
+"""How methods and data sets are written in prose and tables; recipes and records name them by the keys."""
+
+METHODS = {
+    "simclr": "SimCLR",
+    "byol": "BYOL",
+    "w-mse-2": "W-MSE 2",
+    "w-mse-4": "W-MSE 4",
+    "w-mse (solo-learn)": "W-MSE (solo-learn)",
+    "mse": "MSE",
+    "barlow-twins": "Barlow Twins",
+    "mixed-barlow-twins": "Mixed Barlow Twins",
+    "vicreg": "VICReg",
+    "cw-rgp-2": "CW-RGP 2",
+    "cw-rgp-4": "CW-RGP 4",
+    "act": "ACT",
+    "intl": "INTL",
+    "simsiam": "SimSiam",
+    "shuffled-dbn": "Shuffled-DBN",
+    "all4one": "All4One",
+    "moco": "MoCo",
+    "moco-v2": "MoCo v2",
+    "swav": "SwAV",
+    "align-uniform": "Align-Uniform",
+    "supervised": "supervised",
+    "random-encoder": "random encoder",
+    "raw-pixels": "raw pixels",
+}
+DATASETS = {
+    "digits": "digits",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "stl10": "STL-10",
+    "tiny-imagenet": "Tiny ImageNet",
+    "imagenet100": "ImageNet-100",
+    "imagenet": "ImageNet",
+}
