@@ -7,24 +7,16 @@ Everything is written under `_build/`:
     unfinished/  notebooks being executed; one that failed stays here, its error inside
     runs/        what the notebooks trained, a folder for each
     html/        the site, with the lectures in slides/
-A notebook is executed again only when something that it depends on has changed: see `fingerprint`.
+A notebook is executed again only when something that it depends on has changed: see `execute.fingerprint`.
 """
 
 import argparse
-import hashlib
-import json
-import os
-import re
 import shutil
-import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
-import nbformat
-import papermill
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -35,24 +27,14 @@ import links
 import record_pages
 import report
 import slides
+from execute import BuildError, captured, execute_all
+from student import WEIGHTS
 
 from benchmarks import page
 from wmse.machine import usable_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE_FILES = shutil.ignore_patterns("*.py", "__pycache__")
-RESULT_FILES = shutil.ignore_patterns("*.safetensors", "*.pt")
-CELL_TIMEOUT = 3600  # seconds: a cell that hangs must not hang the build for ever
-# SVG without its date: the same figure is the same file. The resolution is for what is rasterized in it.
-FIGURES = """\
-c.InlineBackend.figure_formats = ["svg"]
-c.InlineBackend.print_figure_kwargs = {"bbox_inches": "tight", "dpi": 200, "metadata": {"Date": None}}
-"""
-ANSI = re.compile(r"\x1b\[[0-9;]*m")
-
-
-class BuildError(Exception):
-    """Something that the reader of the message can mend; shown without a traceback."""
 
 
 def chapters(root: Path) -> list[str]:
@@ -70,176 +52,6 @@ def chapters(root: Path) -> list[str]:
     return [Path(file).name for file in listed if file.startswith("notebooks/")]
 
 
-def parameters_for(notebook: Path, chosen: dict[str, str]) -> dict[str, str]:
-    """The parameters to execute `notebook` with; a name that its `parameters` cell lacks is refused."""
-    known = list(papermill.inspect_notebook(str(notebook)))
-    parameters = {"out": f"../_build/runs/{notebook.stem}", **chosen}
-    unknown = sorted(set(parameters) - set(known))
-    if unknown:
-        raise BuildError(
-            f"{notebook.name} has no parameter {', '.join(unknown)}; "
-            f"it has {', '.join(known) or 'none (is a cell tagged `parameters`?)'}"
-        )
-    return parameters
-
-
-def fingerprint(root: Path, notebook: Path, parameters: dict[str, str]) -> str:
-    """Hash of all that an executed notebook depends on.
-
-    Its source and parameters, the package, the records, the requirements and the versions installed.
-    """
-    digest = hashlib.sha256(json.dumps([parameters, sys.version], sort_keys=True).encode())
-    requirements = root / "requirements.txt"
-    for name in re.findall(r"^[A-Za-z][\w.-]*", requirements.read_text(), re.MULTILINE):
-        try:
-            digest.update(f"{name}=={metadata.version(name)}\n".encode())
-        except metadata.PackageNotFoundError:
-            digest.update(f"{name} absent\n".encode())
-    sources = [notebook, requirements, *(root / "wmse").rglob("*.py"), *(root / "results").rglob("*")]
-    for path in sorted(path for path in sources if path.is_file()):
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
-    return digest.hexdigest()
-
-
-def recorded(staged: Path) -> dict:
-    """What an earlier build wrote into a staged notebook: fingerprint and seconds; empty without one."""
-    try:
-        return nbformat.read(staged, as_version=4).metadata.get("build", {})
-    except (OSError, ValueError, nbformat.reader.NotJSONError):
-        return {}
-
-
-def kernel_environment(root: Path, threads: int) -> dict[str, str]:
-    """What notebooks run in: this Python as their kernel, nothing read from or written to the user's home."""
-    kernel = root / "_build" / "jupyter" / "kernels" / "python3" / "kernel.json"
-    kernel.parent.mkdir(parents=True, exist_ok=True)
-    argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    kernel.write_text(json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"}))
-    ipython = root / "_build" / "jupyter" / "ipython" / "profile_default" / "ipython_kernel_config.py"
-    ipython.parent.mkdir(parents=True, exist_ok=True)
-    ipython.write_text(FIGURES)
-
-    environment = dict(os.environ)
-    environment.pop("MPLBACKEND", None)  # Agg, say, would leave the pages without figures
-    environment.pop("WMSE_RESULTS", None)  # the site shows this checkout's records
-    environment |= {
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")])),
-        "JUPYTER_PATH": str(root / "_build" / "jupyter"),
-        "JUPYTER_CONFIG_DIR": str(root / "_build" / "jupyter" / "config"),
-        "JUPYTER_RUNTIME_DIR": str(root / "_build" / "jupyter" / "runtime"),
-        "IPYTHONDIR": str(ipython.parents[1]),
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
-    }
-    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
-        environment.setdefault(variable, str(threads))
-    return environment
-
-
-def failure(unfinished: Path, log: str) -> str:
-    """The cell that failed and its traceback; where the kernel died without one, the end of the log."""
-    cells = nbformat.read(unfinished, as_version=4).cells if unfinished.exists() else []
-    for number, cell in enumerate(cells, start=1):
-        for output in cell.get("outputs", []):
-            if output.output_type == "error":
-                source = "\n".join(f"    {line}" for line in cell.source.splitlines())
-                traceback = ANSI.sub("", "\n".join(output.traceback))
-                return f"cell {number}, id {cell.id}:\n{source}\n{traceback}"
-    return "\n".join(ANSI.sub("", log).splitlines()[-20:])
-
-
-def tidy(notebook: nbformat.NotebookNode, build: dict) -> None:
-    """Make an executed notebook fit for the site.
-
-    Papermill's cell gets a fixed id and is hidden, solutions get a label to unfold them by, and the times and
-    paths of this machine go.
-    """
-    notebook.metadata.pop("papermill", None)
-    notebook.metadata["build"] = build
-    for cell in notebook.cells:
-        for key in ("papermill", "execution"):
-            cell.metadata.pop(key, None)
-        tags = cell.metadata.get("tags", [])
-        if "solution" in tags:
-            prompts = {"code_prompt_show": "Show a solution", "code_prompt_hide": "Hide the solution"}
-            cell.metadata["mystnb"] = {**prompts, **cell.metadata.get("mystnb", {})}
-        if "injected-parameters" in tags:
-            cell.id = "injected-parameters"
-            cell.metadata["tags"] = ["injected-parameters", "remove-cell"]
-
-
-def execute(root: Path, name: str, parameters: dict[str, str], state: str, environment: dict) -> float:
-    """Execute one notebook with papermill, stage the result, return the seconds that it took.
-
-    `state` is the fingerprint to record. Raises BuildError with the failing cell; its output stays
-    in `_build/unfinished`.
-    """
-    notebook = root / "notebooks" / f"{name}.ipynb"
-    unfinished = root / "_build" / "unfinished" / notebook.name
-    staged = root / "_build" / "stage" / "notebooks" / notebook.name
-    for path in (unfinished, staged):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-    shutil.rmtree(root / "_build" / "runs" / name, ignore_errors=True)
-
-    command = [sys.executable, "-m", "papermill", str(notebook), str(unfinished), "--no-progress-bar"]
-    command += ["--cwd", str(notebook.parent), "-k", "python3", "--execution-timeout", str(CELL_TIMEOUT)]
-    for key, value in parameters.items():
-        command += ["-p", key, value]
-    start = time.perf_counter()
-    run = captured(command, env=environment)
-    seconds = time.perf_counter() - start
-    if run.returncode:
-        kept = unfinished.relative_to(root)
-        place = failure(unfinished, run.stdout)
-        raise BuildError(f"notebooks/{name}.ipynb failed in {place}\n(kept as {kept})")
-
-    executed = nbformat.read(unfinished, as_version=4)
-    tidy(executed, {"fingerprint": state, "seconds": round(seconds, 1)})
-    nbformat.write(executed, unfinished)
-    unfinished.replace(staged)
-    return seconds
-
-
-def execute_all(root: Path, names: list[str], chosen: dict[str, str], jobs: int) -> None:
-    """Execute the notebooks whose staged copy is not current, `jobs` at a time; BuildError names failures."""
-    stage = root / "_build" / "stage" / "notebooks"
-    parameters = {name: parameters_for(root / "notebooks" / f"{name}.ipynb", chosen) for name in names}
-    # Few threads each: two processes whose threads wait for each other on the same cores run many times
-    # slower than one after the other, so a core has one thread of one notebook.
-    threads = max(1, usable_cores() // jobs)
-    environment = kernel_environment(root, threads)
-    print(f"Notebooks, {jobs} at a time, {environment['OMP_NUM_THREADS']} threads each:", flush=True)
-
-    def bring_up_to_date(name: str) -> str | None:
-        notebook = root / "notebooks" / f"{name}.ipynb"
-        before = recorded(stage / notebook.name)
-        state = fingerprint(root, notebook, parameters[name])
-        if before.get("fingerprint") == state:
-            print(f"  {name}: current (took {before['seconds']:.0f} s)", flush=True)
-            return None
-        try:
-            seconds = execute(root, name, parameters[name], state, environment)
-        except BuildError as error:
-            print(f"  {name}: FAILED", flush=True)
-            return str(error)
-        print(f"  {name}: {seconds:.0f} s", flush=True)
-        return None
-
-    start = time.perf_counter()
-    with ThreadPoolExecutor(jobs) as pool:
-        # The last chapters train longest: first in, so that the pool does not wait for one of them alone.
-        failures = [message for message in pool.map(bring_up_to_date, reversed(names)) if message]
-    print(f"  all: {time.perf_counter() - start:.0f} s", flush=True)
-    if failures:
-        raise BuildError("\n\n".join(failures))
-
-
-def captured(command: list[str], **options) -> subprocess.CompletedProcess:
-    """Run a command to its end, its two outputs together in `stdout`."""
-    return subprocess.run(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
-
-
 def mathjax() -> Path:
     """MathJax 3 in one file, so that formulas show without a network; from the package that carries it."""
     for file in metadata.files("sphinx-mathjax-offline") or []:
@@ -251,7 +63,7 @@ def mathjax() -> Path:
 def stage_pages(root: Path, names: list[str]) -> None:
     """Copy all that Jupyter Book reads but notebooks, and drop staged notebooks that are no longer listed."""
     stage = root / "_build" / "stage"
-    for folder, ignored in (("book", PAGE_FILES), ("results", RESULT_FILES)):
+    for folder, ignored in (("book", PAGE_FILES), ("results", WEIGHTS)):
         shutil.rmtree(stage / folder, ignore_errors=True)
         if (root / folder).exists():
             shutil.copytree(root / folder, stage / folder, ignore=ignored)

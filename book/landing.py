@@ -22,8 +22,8 @@ def write_part(results: Path, folder: Path) -> None:
 
 def table(entries: Sequence) -> str:
     """Markdown: methods by rungs with a run of an unchanged recipe; what has none is left out or says so."""
+    from wmse import names
     from wmse.claims import RUNGS
-    from wmse.names import METHODS as NAMES
     from wmse.recipes import RECIPES
     from wmse.table_text import MARKS
     from wmse.tables import make_table
@@ -46,13 +46,13 @@ def table(entries: Sequence) -> str:
         header.append("ours")
     header.append(f"paper, quoted, {RECIPES['cifar10/w-mse-2'].epochs} epochs")
     lines = [header, [":--", *["--:"] * (len(header) - 1)]]
-    names = {**NAMES, "mse": "the same loss without whitening"}
+    titles = names.METHODS | {"mse": "the same loss without whitening"}
     for method in METHODS:
         measured = [cells.get((method, rung), "no run yet") for rung in rungs or [""]]
         figure = rows[method].paper.get(METRIC)
         if figure or set(measured) != {"no run yet"}:
             quoted = f"{figure.value:.2f}{MARKS.get(figure.certainty, '')}" if figure else "none"
-            lines.append([names[method], *measured, quoted])
+            lines.append([titles[method], *measured, quoted])
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
     return text if rungs else f"{text}\n{NONE_YET}\n"
 

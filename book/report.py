@@ -6,7 +6,8 @@ Called by `build.py`; the page `reproduction-report.md` includes what this write
 from pathlib import Path
 
 LEDGER, COMPUTE = "report-ledger.md", "report-compute.md"
-MARKS = {"holds": "✓ holds", "fails": "✗ fails", "open": "○ open", "not yet tested": "not yet tested"}
+UNTESTED = "not yet tested"
+MARKS = {"holds": "✓ holds", "fails": "✗ fails", "open": "○ open"}
 
 
 def write_parts(results: Path, folder: Path) -> None:
@@ -26,16 +27,16 @@ def ledger(entries) -> str:
     summary, sections = ["| claim | verdict | rung |", "| :-- | :-- | :-- |"], []
     for claim in CLAIMS:
         found = findings(claim, entries)
-        tested = next((one for one in found if one.verdict != "not yet tested"), None)
-        summary.append(
-            f"| {claim.text} | {MARKS[tested.verdict if tested else 'not yet tested']} "
-            f"| {f'`{tested.rung}`' if tested else 'none'} |"
-        )
-        rows = [f"| `{one.rung}` | {MARKS[one.verdict]} | {one.evidence} |" for one in found]
-        sections.append(
-            f"### {claim.text}\n\n*Rule.* {claim.rule}\n\n"
-            + "\n".join(["| rung | verdict | evidence |", "| :-- | :-- | :-- |", *rows])
-        )
+        tested = [one for one in found if one.verdict != UNTESTED]
+        best = f"{MARKS[tested[0].verdict]} | `{tested[0].rung}`" if tested else f"{UNTESTED} | none"
+        summary.append(f"| {claim.text} | {best} |")
+        parts = [f"### {claim.text}", f"*Rule.* {claim.rule}"]
+        if tested:
+            rows = [f"| `{one.rung}` | {MARKS[one.verdict]} | {one.evidence} |" for one in tested]
+            parts.append("\n".join(["| rung | verdict | evidence |", "| :-- | :-- | :-- |", *rows]))
+        if untested := [f"`{one.rung}` ({one.evidence})" for one in found if one.verdict == UNTESTED]:
+            parts.append(f"Not yet tested: {'; '.join(untested)}.")
+        sections.append("\n\n".join(parts))
     return "\n\n".join(["\n".join(summary), *sections]) + "\n"
 
 

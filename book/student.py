@@ -14,7 +14,8 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE_LINK = re.compile(r"\[([^\]]+)\]\(\.\./book/[^)]*\)")  # pages of the site are not in the edition
-RESULT_FILES = shutil.ignore_patterns("*.safetensors", "*.pt")
+
+WEIGHTS = shutil.ignore_patterns("*.safetensors", "*.pt")  # of encoders: large, and no chapter needs them
 
 README = """\
 # Student's edition
@@ -68,7 +69,7 @@ def write(root: Path = ROOT, folder: Path | None = None) -> Path:
         nbformat.write(edition, folder / "notebooks" / path.name)
         names.append(path.stem)
     if (root / "results").exists():
-        shutil.copytree(root / "results", folder / "results", ignore=RESULT_FILES)
+        shutil.copytree(root / "results", folder / "results", ignore=WEIGHTS)
     address = "https://github.com/" + "/".join(current(root))
     chapters = ", ".join(f"`{name}`" for name in names)
     (folder / "README.md").write_text(README.format(address=address, chapters=chapters), "utf-8")

@@ -14,16 +14,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
 
+from wmse.names import METHODS
 from wmse.records import Entry
 from wmse.rungs import by_seed
 
 SEEDS = 3  # of each method, at least
 COMPETITIVE = 1.0  # points of accuracy that "competitive" may lie behind
 CLEARLY = 5.0  # points by which a method that learns must be ahead of one that does not
-DIMENSIONS = 64  # of the embeddings on every rung
 COLLAPSED = 0.1  # share of the embedding's dimensions that two views share, below which it has collapsed
-RUNGS = ("cifar10", "cifar10-200", "cifar10-cpu")  # from the paper's own down
-ACCURACY = "linear_top1"
+RUNGS = ("cifar10", "cifar10-200", "cifar10-cpu", "digits")  # from the paper's own down
+ACCURACY, SHARED = "linear_top1", "shared dimensions"
 VERDICTS = ("holds", "fails", "open", "not yet tested")
 
 
@@ -53,7 +53,7 @@ class Claim:
     text: str
     rule: str
     methods: tuple[str, ...]  # of which it needs runs
-    decide: Callable[[dict[str, list[dict]]], tuple[str, str]]  # metrics by method -> verdict, evidence
+    decide: Callable[[dict[str, list[dict]]], tuple[str, str]]  # numbers by method -> verdict, evidence
 
 
 def findings(claim: Claim, entries: Sequence[Entry]) -> list[Finding]:
@@ -61,17 +61,28 @@ def findings(claim: Claim, entries: Sequence[Entry]) -> list[Finding]:
     found = []
     for rung in RUNGS:
         runs = {
-            method: [record["metrics"] for record in by_seed(entries, f"{rung}/{method}").values()]
+            method: [_numbers(record) for record in by_seed(entries, f"{rung}/{method}").values()]
             for method in claim.methods
         }
-        lacking = [
-            f"{method} has {len(seen)} of {SEEDS}" for method, seen in runs.items() if len(seen) < SEEDS
-        ]
-        if lacking:
-            found.append(Finding(rung, "not yet tested", f"seeds on record: {', '.join(lacking)}"))
+        if any(len(seen) < SEEDS for seen in runs.values()):
+            found.append(Finding(rung, "not yet tested", _lacking(runs)))
         else:
             found.append(Finding(rung, *claim.decide(runs)))
     return found
+
+
+def _numbers(record: dict) -> dict:
+    """A run's metrics, and which share of the embedding's dimensions two views have in common."""
+    metrics = record["metrics"]
+    return metrics | {SHARED: (metrics.get("cca_dimensions") or 0.0) / record["recipe"]["embedding_dim"]}
+
+
+def _lacking(runs: dict[str, list[dict]]) -> str:
+    """How many seeds are on record, where there are too few."""
+    counts = {METHODS[method]: len(seen) for method, seen in runs.items() if len(seen) < SEEDS}
+    if not any(counts.values()) and len(counts) == len(runs):
+        return "no run yet"
+    return f"of {SEEDS} seeds " + ", ".join(f"{name} has {count or 'none'}" for name, count in counts.items())
 
 
 def interval(first: Sequence[float], second: Sequence[float]) -> Interval:
@@ -99,9 +110,8 @@ def _values(runs: list[dict], metric: str = ACCURACY) -> list[float]:
 
 
 def _words(one: str, other: str, found: Interval) -> str:
-    return (
-        f"{one} - {other}: {found.difference:+.2f} points, 95% interval {found.low:+.2f} to {found.high:+.2f}"
-    )
+    difference = f"{METHODS[one]} - {METHODS[other]}: {found.difference:+.2f} points"
+    return f"{difference}, 95% interval {found.low:+.2f} to {found.high:+.2f}"
 
 
 def _worst(pairs: list[tuple[str, str, Interval]], above: float) -> tuple[str, str]:
@@ -130,14 +140,12 @@ def _more_positives(runs: dict[str, list[dict]]) -> tuple[str, str]:
 
 
 def _no_collapse(runs: dict[str, list[dict]]) -> tuple[str, str]:
-    shares = {
-        method: [(metrics["cca_dimensions"] or 0.0) / DIMENSIONS for metrics in found]
-        for method, found in runs.items()
-    }
-    evidence = "; ".join(
-        f"{method}: two views share {100 * min(found):.0f}% to {100 * max(found):.0f}% of the dimensions"
+    shares = {method: _values(found, SHARED) for method, found in runs.items()}
+    ranges = (
+        f"{100 * min(found):.0f}% to {100 * max(found):.0f}% in {METHODS[method]}"
         for method, found in shares.items()
     )
+    evidence = f"of the dimensions two views share {', '.join(ranges)}"
     if min(shares["w-mse-2"]) <= COLLAPSED:
         return "fails", evidence
     return ("holds" if max(shares["mse"]) <= COLLAPSED else "open"), evidence

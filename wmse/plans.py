@@ -99,9 +99,11 @@ def _ablated(ablations: Iterable[Ablation]) -> tuple[Wanted, ...]:
 
 
 _SLIM = (*TABLE_1, "mse", "supervised")
+_BESIDE = ("w-mse-4", "simclr", "byol", "mse", "random-encoder")  # W-MSE 2 itself is the ablations' first
 _OURS_FIRST = ("w-mse-2", "w-mse-4", "simclr", "byol")
 STAGES = (
     Stage("Table 1 on the slim rung, with what bounds it", "cpu", _runs(["cifar10-cpu"], (*_SLIM, *FLOORS))),
+    Stage("The claims on the embedded images", "cpu", _runs(["digits"], _BESIDE, SEEDS)),
     Stage("Ablations, and three W-MSEs", "cpu", _ablated((*ABLATIONS.values(), three_w_mses("digits")))),
     Stage("Table 1 at 200 epochs", "cuda", _runs(["cifar10-200"], ("w-mse-2", "simclr", "byol", "w-mse-4"))),
     Stage("Table 1 at the paper's 1000 epochs", "cuda", _runs(["cifar10"], _OURS_FIRST)),

@@ -2,13 +2,18 @@
 
 import importlib.util
 import json
+import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from wmse.recipes import get_recipe
+from wmse.training import train
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,6 +28,7 @@ def load(name):
 
 
 build, links, repository = load("build"), load("links"), load("repository")
+execute = sys.modules["execute"]  # as `build` has it
 
 
 @pytest.fixture
@@ -78,6 +84,20 @@ def test_executes_once_and_keeps_what_is_current(tree, capsys):
     assert "current" in capsys.readouterr().out and staged(tree).read_bytes() == first
 
 
+def test_lines_of_progress_do_not_stand_in_the_page(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("wmse.terminal.REPORT_SECONDS", 0.0)
+    tiny = replace(get_recipe("digits/mse"), width=4, projector_width=16, epochs=1, batch_size=64)
+    train("digits/mse", tmp_path / "run", tiny, limit=200, resume=True)
+    told = capsys.readouterr().out
+    assert told.count(" left\n") == 3 and "from the beginning" in told
+    output = new_output("stream", text=f"before\n{told}after\n")
+    only = new_output("stream", text=told)
+    cells = [new_code_cell("1", outputs=[output]), new_code_cell("2", outputs=[only]), new_markdown_cell("3")]
+    tidied = new_notebook(cells=cells)
+    execute.tidy(tidied, {})
+    assert [cell.outputs for cell in tidied.cells[:2]] == [[new_output("stream", text="before\nafter\n")], []]
+
+
 def test_a_failing_notebook_fails_the_build_and_says_where(tree, capsys):
     write(tree, "print('so far')\nnumber = 1 / 0")
     assert run(tree) == 1
@@ -102,7 +122,7 @@ def test_fingerprint_changes_with_all_that_matters(tree, monkeypatch):
     parameters = {"profile": "smoke"}
 
     def now():
-        return build.fingerprint(tree, notebook(tree), parameters)
+        return execute.fingerprint(tree, notebook(tree), parameters)
 
     seen = [now()]
     assert now() == seen[0]
@@ -121,9 +141,9 @@ def test_fingerprint_changes_with_all_that_matters(tree, monkeypatch):
     seen.append(now())
     parameters["profile"] = "colab"
     seen.append(now())
-    monkeypatch.setattr(build.sys, "version", "4.0")
+    monkeypatch.setattr(execute.sys, "version", "4.0")
     seen.append(now())
-    monkeypatch.setattr(build.metadata, "version", lambda name: "0.0.1")
+    monkeypatch.setattr(execute.metadata, "version", lambda name: "0.0.1")
     seen.append(now())
     assert len(set(seen)) == len(seen)
 
@@ -217,9 +237,9 @@ def test_the_address_is_the_same_everywhere():
             r"git\+https://github\.com/([\w.-]+/[\w.-]*\w)",  # to install
             r"git clone https://github\.com/([\w.-]+/[\w.-]*\w)",
             r"colab\.research\.google\.com/github/([\w.-]+/[\w.-]+?)(?:/blob|/tree|[)\s\"])",
-            rf"github\.com/([\w.-]+/{build.re.escape(name)})\b",
+            rf"github\.com/([\w.-]+/{re.escape(name)})\b",
         ):
-            assert set(build.re.findall(pattern, text)) <= {f"{owner}/{name}"}, path
+            assert set(re.findall(pattern, text)) <= {f"{owner}/{name}"}, path
 
 
 def test_one_command_changes_the_address(tmp_path):

@@ -32,7 +32,10 @@ def test_verdicts_and_hours_come_from_the_records(tmp_path):
             put(tmp_path / "results", record)
     ledger, compute = parts(tmp_path)
     assert "| More positives help. | ✓ holds | `cifar10-200` |" in ledger
-    assert "| Whitening avoids collapse. | not yet tested | none |" in ledger and "mse has 0 of 3" in ledger
+    assert (
+        "| Whitening avoids collapse. | not yet tested | none |" in ledger
+        and "of 3 seeds MSE has none" in ledger
+    )
     assert "| Example GPU | 6 | 12.0 |" in compute
 
 
