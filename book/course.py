@@ -49,6 +49,7 @@ def costs(entries, first_chapter: float | None) -> str:
 
     On *digits*, as long as no run is on record, the time of chapter 1 stands, which trains that very recipe.
     """
+    from wmse.machine import duration
     from wmse.plans import speed, views_to_train
     from wmse.recipes import get_recipe
 
@@ -60,12 +61,5 @@ def costs(entries, first_chapter: float | None) -> str:
         basis = basis.rsplit(", ", 1)[0]  # the page needs no path
         if name.startswith("digits/") and basis == "assumed" and first_chapter:
             seconds, basis = first_chapter, "all of chapter 1, as executed for this site"
-        lines.append(f"| `{name}` | {DEVICES[device]} | {in_words(seconds)} | {basis} |")
+        lines.append(f"| `{name}` | {DEVICES[device]} | {duration(seconds)} | {basis} |")
     return "\n".join(lines) + "\n"
-
-
-def in_words(seconds: float) -> str:
-    """Seconds up to two minutes, minutes up to an hour and a half, then hours."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -166,16 +166,9 @@ def _hardware(record: dict[str, Any]) -> str:
 
 
 def _duration(seconds: float | None) -> str:
-    if not seconds:
-        return ""
-    minutes = seconds / 60
-    return (
-        f"{seconds:.0f} s"
-        if minutes < 2
-        else f"{minutes:.0f} min"
-        if minutes < 120
-        else f"{minutes / 60:.1f} h"
-    )
+    from wmse.machine import duration
+
+    return duration(seconds) if seconds else ""
 
 
 def _number(value: float | None, digits: int = 2) -> str:

@@ -101,3 +101,12 @@ def test_the_peak_of_memory_is_what_was_held_at_once():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 200 < float(done.stdout) < 400  # 256 MiB
+
+
+def test_durations_in_words():
+    assert [machine.duration(value) for value in (33.2, 125, 5000, 6120)] == [
+        "33 s",
+        "2 min",
+        "83 min",
+        "1.7 h",
+    ]

@@ -180,7 +180,7 @@ def estimate(name: str, device: str, entries: Sequence[Entry], results: str | Pa
     device: cuda | cpu, the kind that it would run on; where no record has measured it, at an assumed speed.
     """
     plan = _plan(Wanted(name, 0), device, entries, Path(results))
-    return f"`train {name}`" + (f", {_time(plan.seconds)}" if plan.views else "")
+    return f"`train {name}`" + (f", {machine.duration(plan.seconds)}" if plan.views else "")
 
 
 def queue_markdown(entries: Sequence[Entry], problems: Sequence[str], results: str | Path) -> str:
@@ -198,7 +198,7 @@ def queue_markdown(entries: Sequence[Entry], problems: Sequence[str], results: s
         plans = wanted(stage, entries, Path(results))
         if plans:
             needs = "Needs a GPU" if stage.device == "cuda" else "Needs two processor cores, no GPU"
-            total = _time(sum(plan.seconds for plan in plans))
+            total = machine.duration(sum(plan.seconds for plan in plans))
             blocks.append(f"## {stage.title}\n\n{needs}; all together about {total}.")
             blocks.append("\n".join(_line(number + index, plan) for index, plan in enumerate(plans)))
             number += len(plans)
@@ -250,12 +250,6 @@ def _rule() -> str:
 
 
 def _line(number: int, plan: Plan) -> str:
-    cost = f"{plan.views / 1e6:,.1f} million views, {_time(plan.seconds)} ({plan.basis})"
+    cost = f"{plan.views / 1e6:,.1f} million views, {machine.duration(plan.seconds)} ({plan.basis})"
     stopped = f"; its record says {plan.status!r}: see first that it does not run" if plan.status else ""
     return f"{number}. `{plan.command}`: {cost if plan.views else plan.basis}{stopped}."
-
-
-def _time(seconds: float) -> str:
-    """Minutes up to an hour and a half, then hours."""
-    minutes = seconds / 60
-    return f"{max(minutes, 1):.0f} min" if minutes < 90 else f"{minutes / 60:,.1f} h"

@@ -80,12 +80,3 @@ def test_costs_are_assumed_until_a_run_is_on_record(tmp_path):
     costs = (tmp_path / "out" / course.COSTS).read_text()
     (row,) = [line for line in costs.splitlines() if "`cifar10/w-mse-2`" in line]
     assert "2.8 h" in row and "as measured on" in row and str(tmp_path) not in costs
-
-
-def test_in_words():
-    assert [course.in_words(value) for value in (33.2, 125, 5000, 6120)] == [
-        "33 s",
-        "2 min",
-        "83 min",
-        "1.7 h",
-    ]
