@@ -21,7 +21,7 @@ from wmse.table_text import (
 )
 from wmse.tables import Measured, Row, Table
 
-HEADER = ("method", "ours", "ours - paper", "paper", "later work")
+HEADER = ("method", "paper", "ours", "ours - paper", "later work")
 
 
 def as_page(table: Table, link: Callable[[Path, str], str], missing: Callable[[str], str]) -> str:
@@ -49,17 +49,17 @@ def _lines(
 ) -> list[list[str]]:
     """One line a rung that was measured; the published figures in the first."""
     name = METHODS[row.method]
-    quoted = [_stacked(figure_cells(figures, metrics)) for figures in (row.paper, row.later)]
+    paper, later = (_stacked(figure_cells(figures, metrics)) for figures in (row.paper, row.later))
     if not row.measured:
         empty = f"{NO_RUN}<br>{missing(_missing(row)[0])}" if row.has_recipe else QUOTED_ONLY
-        return [[name, empty, "", *quoted]]
+        return [[name, paper, empty, "", later]]
     lines = []
     for measured in row.measured:
         difference = _stacked(difference_cells(measured, row.paper, metrics))
         if measured.refusal and row.paper:
             difference = "not compared"
-        lines.append([name, _ours(measured, metrics, link), difference, *quoted])
-        name, quoted = "", ["", ""]
+        lines.append([name, paper, _ours(measured, metrics, link), difference, later])
+        name = paper = later = ""
     return lines
 
 
