@@ -50,9 +50,18 @@ def test_a_page_shows_the_record_and_the_command(results, tmp_path):
     assert "0" * 40 in page and "9,000 MiB" in page and "normalize: false" in page
     assert (tmp_path / "stage" / f"{name}.svg").read_text().startswith("<?xml")
     assert "at the end 0.333 and 43.0" in page
-    assert ", seed 0](cifar10/w-mse-2/seed-0.md)" in made[record_pages.INDEX]
-    assert "epochs 20, lr_drops 4 2, limit 512, seed 0](cifar10" in made[record_pages.INDEX]
-    assert "77.12" in made[record_pages.INDEX]
+    assert page.startswith("# cifar10/w-mse-2, normalize False, epochs 20, lr_drops 4 2, limit 512, seed 0\n")
+
+
+def test_the_index_has_a_row_a_setting_and_every_seed_leads_to_its_page(results, tmp_path):
+    put(results, example_record(metrics={"linear_top1": 91.0}))
+    put(results, example_record(seed=1, status="failed"))
+    put(results, example_record(recipe={"lr_drops": (4, 2)}, metrics={"linear_top1": 77.123}), "other")
+    put(results, example_record("digits/mse", metrics={"linear_top1": 12.0}))
+    index = pages(results, tmp_path)[record_pages.INDEX]
+    assert "| w-mse-2 | [91.00](cifar10/w-mse-2/seed-0.md), [failed](cifar10/w-mse-2/seed-1.md) |" in index
+    assert "| w-mse-2, lr drops 4 2 | [77.12](other.md) |" in index
+    assert index.index("## cifar10\n") < index.index("## digits\n") < index.index("| mse | [12.00]")
 
 
 def test_the_command_is_one_that_the_command_line_takes(results, tmp_path, monkeypatch):
