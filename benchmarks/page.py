@@ -73,7 +73,9 @@ def _section(table: dict[str, Any]) -> str:
 
 
 def _cell(key: str, value: Any) -> str:
-    """Names of operators hold what Markdown would take for HTML."""
+    """Names of operators hold what Markdown would take for HTML; shares of a whole have one decimal each."""
+    if key == "share" and value is not None:
+        return f"{value:.1f}"
     return f"`{value}`" if key == "operator" else shown(value)
 
 

@@ -42,9 +42,9 @@ def write_pages(results: Path, stage: Path) -> list[str]:
     lines = [
         "# Records",
         "Every full-scale figure of this book comes from one of these runs. Each page says what was run, on "
-        "what, what it cost, what came of it, and the command that runs it again. A row below has the runs that "
-        "differ in their seeds only: the accuracy of the linear classifier in percent, or else how the run "
-        "ended, leads to the run's page.",
+        "what, what it cost, what came of it, and the command that runs it again. A row below has the runs "
+        "that differ in their seeds only: the accuracy of the linear classifier in percent, or else how the "
+        "run ended, leads to the run's page.",
     ]
     pages = []
     for entry in entries:
@@ -118,8 +118,10 @@ def _page(record: dict[str, Any], path: Path) -> str:
             f"Loss and effective rank over {len(record['curve'])} epochs; at the end {last['loss']:.3f} and "
             f"{last['effective_rank']:.1f}."
         )
-        caption = "Loss, and effective rank of a batch's embeddings in training mode, by epoch."
-        parts += ["## Training", f":::{{figure}} {picture.name}\n:alt: {alt}\n\n{caption}\n:::"]
+        caption = (
+            "Loss, and effective rank of a batch's embeddings in training mode, in dimensions, by epoch."
+        )
+        parts += ["## Training", caption, f"![{alt}]({picture.name})"]
     parts += ["## Cost", _table(["what", "value"], _cost(record))]
     parts += ["## Code", _table(["what", "value"], _code(record))]
     recipe = "\n".join(f"{key}: {json.dumps(value)}" for key, value in record["recipe"].items())
@@ -160,8 +162,8 @@ def _code(record: dict[str, Any]) -> list[list[str]]:
     git = record["git"]
     commit = "not from a checkout"
     if git:
-        commit = f"`{git['commit']}`" + (", with changes" if git["dirty"] else "")
-    rows = [["commit", commit], ["SHA-256 of the package", f"`{record['package_sha256']}`"]]
+        commit = f"`{git['commit'][:12]}`" + (", with changes" if git["dirty"] else "")
+    rows = [["commit", commit], ["SHA-256 of the package", f"`{record['package_sha256'][:12]}` …"]]
     return rows + [[package, version] for package, version in record["versions"].items()]
 
 
@@ -200,7 +202,7 @@ def draw_curve(curve: list[dict[str, float]], path: Path) -> None:
     use_style()
     epochs = [row["epoch"] for row in curve]
     figure, axes = plt.subplots(2, 1, figsize=(WIDTH, 4.6), sharex=True)
-    names = {"loss": "loss", "effective_rank": "effective rank, dimensions"}
+    names = {"loss": "loss", "effective_rank": "effective rank"}
     for ax, (key, label), colour, marker in zip(axes, names.items(), OKABE_ITO, "os", strict=False):
         ax.plot(
             epochs,

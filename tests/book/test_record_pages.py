@@ -47,7 +47,7 @@ def test_a_page_shows_the_record_and_the_command(results, tmp_path):
     )
     assert all(part in page for part in command.split(" --"))
     assert "77.12" in page and "not computed" in page and "Example GPU" in page and "50 min" in page
-    assert "0" * 40 in page and "9,000 MiB" in page and "normalize: false" in page
+    assert f"`{'0' * 12}`" in page and "9,000 MiB" in page and "normalize: false" in page
     assert (tmp_path / "stage" / f"{name}.svg").read_text().startswith("<?xml")
     assert "at the end 0.333 and 43.0" in page
     assert page.startswith("# cifar10/w-mse-2, normalize False, epochs 20, lr_drops 4 2, limit 512, seed 0\n")
