@@ -14,6 +14,25 @@ OF_A_KIND = 10  # pages in one folder; of more, as of records, three are enough
 WIDTHS = (1280, 390)
 COLOURS = {"type": "rule", "values": ["color-contrast", "link-in-text-block"]}  # what a theme changes
 LIMIT = 2_000_000  # bytes of the first chapter
+# What is cut where the screen is narrow: formulas wider than their box, and figures so much smaller than
+# drawn that their smallest text, 11 points, is less than 9.5 pixels high.
+CUT = """() => {
+    const cut = [];
+    for (const formula of document.querySelectorAll("article mjx-container[display=true]")) {
+        const box = formula.closest("div.math") || formula.parentElement;
+        const more = Math.max(box.scrollWidth - box.clientWidth, formula.scrollWidth - formula.clientWidth);
+        if (more > 1) cut.push(`formula in ${box.closest("[id]")?.id}: ${more} px`);
+    }
+    for (const image of document.querySelectorAll("article .cell_output img")) {
+        const text = (11 * 96 / 72) * (image.clientWidth / image.naturalWidth);
+        if (image.naturalWidth && text < 9.5) cut.push(`figure in ${image.closest("[id]")?.id}: ${text} px`);
+    }
+    return cut;
+}"""
+# Code of a chapter that is wider than its box; folded code has no width.
+WIDE_CODE = """() => [...document.querySelectorAll("article .cell_input pre")]
+    .filter((code) => code.scrollWidth > code.clientWidth + 1)
+    .map((code) => code.textContent.split("\\n").sort((a, b) => b.length - a.length)[0])"""
 # Reading text: what is neither code nor formula.
 TEXT = """() => {
     const copy = (document.querySelector("article") || document.body).cloneNode(true);
@@ -84,7 +103,9 @@ def test_page_is_whole_and_for_everyone(name, context, address):
         page.set_viewport_size({"width": width, "height": 900})
         wide[width] = page.evaluate("document.scrollingElement.scrollWidth")
     assert all(wide[width] <= width for width in WIDTHS), f"scrolls sideways; widths of the content: {wide}"
+    assert page.evaluate(CUT) == []
     page.set_viewport_size({"width": WIDTHS[0], "height": 900})
+    assert page.evaluate(WIDE_CODE) == []
     assert not findings(page)
     if not name.startswith("slides/"):  # made for projection and paper, they have one theme
         page.emulate_media(color_scheme="dark")
@@ -102,6 +123,16 @@ def test_the_tests_see_what_is_wrong(context, address):
     assert len(RAW.findall(page.evaluate(TEXT))) == 2
     assert page.evaluate("document.scrollingElement.scrollWidth") > WIDTHS[0]
     assert any(finding.startswith("critical image-alt") for finding in findings(page))
+    picture = "data:image/svg+xml,<svg xmlns='http://www.w3.org/2000/svg' width='800' height='9'/>"
+    page.set_content(
+        f"""<article style="width: 300px"><div id="f"><mjx-container display="true" style="display: block">
+        <p style="width: 400px">x</p></mjx-container></div>
+        <div class="cell_input"><pre style="overflow: auto">{"wide " * 99}</pre></div>
+        <div class="cell_output"><img id="i" width="300" src="{picture}"></div></article>"""
+    )
+    page.wait_for_function("document.images[0].complete")
+    assert [one.split(":")[0] for one in page.evaluate(CUT)] == ["formula in f", "figure in i"]
+    assert len(page.evaluate(WIDE_CODE)) == 1
     page.evaluate("console.error('heard')")
     assert "heard" in complaints
 
