@@ -343,7 +343,7 @@
     const [half, across, down] = [EDGE * PIXELS, x * PIXELS + 8 * side, -y * PIXELS + (below ? 28 : -14)];
     label.setAttribute("text-anchor", side > 0 ? "start" : "end");
     label.setAttribute("x", clamp(across, 6 - half, half - 6));
-    label.setAttribute("y", clamp(down, 20 - half, half - 8));
+    label.setAttribute("y", clamp(down, 24 - half, half - 8));
   }
 
   function show(name) {

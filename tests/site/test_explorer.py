@@ -199,7 +199,7 @@ def test_says_what_is_singular(page):
         assert all("line" in found["refused"] for found in compared(page)["slices"])
         summary = page.locator(".explorer .summary").inner_text()
         assert "Singular: every slice" in summary, "what is to be seen follows at once"
-        status.filter(has_text="Singular: every slice").wait_for()  # what is heard waits for the end of a drag
+        status.filter(has_text="Singular: every slice").wait_for()  # and is heard after a drag
         assert "singular" in page.locator(".explorer .message").inner_text()
         assert "NaN" not in page.locator(".explorer").inner_text()
     choose(page, "newton-schulz", steps=15)
@@ -249,9 +249,9 @@ def test_axes_and_handles_have_words_within_the_picture(page):
     for panel in page.locator(".explorer .panels svg").all():
         words = panel.locator(".scale text").all_text_contents()
         assert words == ["−4", "−4", "−2", "−2", "0", "0", "2", "2", "4", "4", "dimension 1", "dimension 2"]
-    frame = page.locator(".explorer .frame").first.bounding_box()
     for centre, angle in ((-2, 180), (2, 0), (2, 90), (-2, -90)):
         choose(page, centreX=centre, centreY=centre, angle=angle, length=1.5, width=0.5)
+        frame = page.locator(".explorer .frame").first.bounding_box()
         for word in ("move", "stretch, turn", "width"):
             box = page.locator(".explorer .words text").get_by_text(word, exact=True).bounding_box()
             assert box["x"] >= frame["x"] and box["y"] >= frame["y"] - 1, word
