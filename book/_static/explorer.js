@@ -52,7 +52,7 @@
     size: ["Points a slice", 2, count, 1, true],
     eps: ["ε, shrinkage", 0, 1, 0.001, true],
     steps: ["Newton-Schulz steps", 1, 15, 1, true],
-    slice: ["Slice in numbers", 1, count, 1],
+    slice: ["Slice shown", 1, count, 1],
     centreX: ["Centre, dim. 1", -2, 2, 0.1], centreY: ["Centre, dim. 2", -2, 2, 0.1],
     length: ["Length", 0, 2, 0.05], width: ["Width", 0, 1.5, 0.05],
     angle: ["Turned by (°)", -180, 180, 1],
