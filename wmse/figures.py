@@ -84,7 +84,7 @@ def scatter(points: np.ndarray, labels: Tensor | np.ndarray, classes: Sequence[s
         chosen = labels == index
         ax.scatter(
             *points[chosen].T,
-            s=9,
+            s=14,
             alpha=0.75,
             linewidths=0,
             color=colour,

@@ -17,6 +17,8 @@
   ];
   const NAMES = { cholesky: "Cholesky", zca: "ZCA", pca: "PCA", "newton-schulz": "Newton-Schulz" };
   const EDGE = 5; // the panels show -EDGE to EDGE
+  const TICKS = [-4, -2, 0, 2, 4];
+  const MARGIN = { left: 56, right: 8, top: 8, bottom: 54 }; // of the drawing, around the plot
   const PIXELS = 50; // of the drawing, for one unit
   const REACH = 2; // a handle stands this many standard deviations from the centre
 
@@ -50,12 +52,12 @@
     size: ["Points a slice", 2, count, 1, true],
     eps: ["ε, shrinkage", 0, 1, 0.001, true],
     steps: ["Newton-Schulz steps", 1, 15, 1, true],
-    slice: ["Slice shown in numbers", 1, count, 1],
-    centreX: ["Centre, dimension 1", -2, 2, 0.1], centreY: ["Centre, dimension 2", -2, 2, 0.1],
+    slice: ["Slice shown", 1, count, 1],
+    centreX: ["Centre, dim. 1", -2, 2, 0.1], centreY: ["Centre, dim. 2", -2, 2, 0.1],
     length: ["Length", 0, 2, 0.05], width: ["Width", 0, 1.5, 0.05],
-    angle: ["Turned by, degrees", -180, 180, 1],
+    angle: ["Turned by (°)", -180, 180, 1],
     point: ["Point number", 1, count, 1],
-    pointX: ["Its dimension 1", -EDGE, EDGE, 0.1], pointY: ["Its dimension 2", -EDGE, EDGE, 0.1],
+    pointX: ["Its dim. 1", -EDGE, EDGE, 0.1], pointY: ["Its dim. 2", -EDGE, EDGE, 0.1],
   };
   const INTEGERS = new Set(["size", "steps", "slice", "point"]);
   const sliceCount = () => Math.floor(count / model.size);
@@ -98,11 +100,11 @@
   const tidy = (value) => Math.round(value * 100) / 100;
   const HANDLES = {
     centre: {
-      label: "Centre of the cloud", at: () => [model.centreX, model.centreY],
+      label: "Centre of the cloud", short: "move", at: () => [model.centreX, model.centreY],
       move([x, y]) { set("centreX", tidy(x)); set("centreY", tidy(y)); },
     },
     length: {
-      label: "Stretch and turn", at: () => placed([REACH, 0]),
+      label: "Stretch and turn", short: "stretch, turn", at: () => placed([REACH, 0]),
       move([x, y]) {
         const [dx, dy] = [x - model.centreX, y - model.centreY];
         set("length", tidy(Math.hypot(dx, dy) / REACH));
@@ -110,7 +112,7 @@
       },
     },
     width: {
-      label: "Width", at: () => placed([0, REACH]),
+      label: "Width", short: "width", at: () => placed([0, REACH]),
       move([x, y]) {
         const [, [ax, ay]] = axes();
         set("width", tidy(((x - model.centreX) * ax + (y - model.centreY) * ay) / REACH));
@@ -143,9 +145,8 @@
     const target = event.currentTarget;
     const svg = target.ownerSVGElement;
     const where = (e) => {
-      const box = svg.getBoundingClientRect();
-      const [across, down] = [(e.clientX - box.left) / box.width, (e.clientY - box.top) / box.height];
-      return [(2 * across - 1) * EDGE, (1 - 2 * down) * EDGE];
+      const at = new DOMPoint(e.clientX, e.clientY).matrixTransform(svg.getScreenCTM().inverse());
+      return [at.x / PIXELS, -at.y / PIXELS];
     };
     const from = where(event);
     const at = HANDLES[name].at();
@@ -167,7 +168,7 @@
   // ---- elements, made once ------------------------------------------------------------------------------------
 
   function make(tag, attributes = {}, parent = null, text = "") {
-    const drawn = ["svg", "g", "path", "circle", "line", "ellipse"].includes(tag);
+    const drawn = ["svg", "g", "path", "circle", "line", "ellipse", "rect", "text", "clipPath"].includes(tag);
     const space = drawn ? "http://www.w3.org/2000/svg" : "http://www.w3.org/1999/xhtml";
     const element = document.createElementNS(space, tag);
     for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
@@ -176,18 +177,33 @@
     return element;
   }
 
+  /** A plot with its axes; what is put into `plot` is cut off at the frame. */
   function panel(parent, title, description) {
     const figure = make("figure", {}, parent);
     make("figcaption", {}, figure, title);
-    const size = 2 * EDGE * PIXELS;
-    const box = `${-size / 2} ${-size / 2} ${size} ${size}`;
+    const [half, size] = [EDGE * PIXELS, 2 * EDGE * PIXELS];
+    const { left, right, top, bottom } = MARGIN;
+    const box = [-half - left, -half - top, size + left + right, size + top + bottom].join(" ");
     const svg = make("svg", { viewBox: box, role: "group", "aria-label": description }, figure);
+    const frame = { x: -half, y: -half, width: size, height: size };
+    const clip = `explorer-${title.toLowerCase()}`;
+    make("rect", frame, make("clipPath", { id: clip }, svg));
+    const plot = make("g", { "clip-path": `url(#${clip})` }, svg);
     for (let i = 1 - EDGE; i < EDGE; i++) {
       const kind = i ? "grid" : "axis";
-      make("line", { x1: i * PIXELS, x2: i * PIXELS, y1: -size / 2, y2: size / 2, class: kind }, svg);
-      make("line", { y1: i * PIXELS, y2: i * PIXELS, x1: -size / 2, x2: size / 2, class: kind }, svg);
+      make("line", { x1: i * PIXELS, x2: i * PIXELS, y1: -half, y2: half, class: kind }, plot);
+      make("line", { y1: i * PIXELS, y2: i * PIXELS, x1: -half, x2: half, class: kind }, plot);
     }
-    return { figure, svg, ellipse: make("ellipse", { class: "spread" }, svg) };
+    make("rect", { ...frame, class: "frame" }, svg);
+    const scale = make("g", { class: "scale", "aria-hidden": "true" }, svg);
+    for (const tick of TICKS) {
+      const text = String(tick).replace("-", "\u2212");
+      make("text", { x: tick * PIXELS, y: half + 20 }, scale, text);
+      make("text", { x: -half - 8, y: 6 - tick * PIXELS, class: "beside" }, scale, text);
+    }
+    make("text", { y: half + 44 }, scale, "dimension 1");
+    make("text", { transform: `translate(${-half - 36} 0) rotate(-90)` }, scale, "dimension 2");
+    return { figure, plot, ellipse: make("ellipse", { class: "spread" }, plot) };
   }
 
   function draggable(parent, name, attributes) {
@@ -202,27 +218,40 @@
   const panels = make("div", { class: "panels" }, host);
   const before = panel(panels, "Before", "The cloud before whitening. Drag it, or move it with the arrow keys.");
   const after = panel(panels, "After", "The cloud after whitening.");
-  make("circle", { r: REACH * PIXELS, class: "goal" }, after.svg);
+  make("circle", { r: REACH * PIXELS, class: "goal" }, after.plot);
   const message = make("p", { class: "message" }, after.figure);
 
   const marks = start.unit.map((_, i) => {
-    const mark = draggable(before.svg, "point", { class: "point" });
+    const mark = draggable(before.plot, "point", { class: "point" });
     make("path", {}, mark);
     mark.addEventListener("pointerdown", (event) => { choosePoint(i + 1); onDrag(event, "point"); refresh(); });
     return mark;
   });
-  const whitenedMarks = start.unit.map(() => make("path", { class: "whitened" }, after.svg));
+  const whitenedMarks = start.unit.map(() => make("path", { class: "whitened" }, after.plot));
   const selectedMark = () => marks[model.point - 1];
 
+  // The arms from the centre to the handles, and the handles with a word each.
+  const arms = ["length", "width"].map((name) => [name, make("line", { class: "arm" }, before.plot)]);
   const handles = Object.fromEntries(["length", "width", "centre"].map((name) => {
-    const mark = draggable(before.svg, name, { class: "handle", tabindex: 0 });
+    const mark = draggable(before.plot, name, { class: "handle", tabindex: 0 });
     make("circle", { r: 8 }, mark);
     if (name === "centre") make("path", { d: "M-4,0H4M0,-4V4" }, mark);
     mark.addEventListener("pointerdown", (event) => onDrag(event, name));
     return [name, mark];
   }));
+  const words = make("g", { class: "words", "aria-hidden": "true" }, before.plot);
+  const labels = Object.fromEntries(Object.keys(handles).map((name) =>
+    [name, make("text", {}, words, HANDLES[name].short)]));
 
-  const status = make("p", { role: "status", class: "summary" }, host);
+  const key = make("p", { class: "key" }, host);
+  const sign = (kind) => make("line", { x1: 0, y1: 6, x2: 28, y2: 6, class: kind },
+    make("svg", { viewBox: "0 0 28 12", "aria-hidden": "true" }, key));
+  sign("spread");
+  key.append(" two standard deviations of the slice shown in numbers; ");
+  sign("goal");
+  key.append(" the same of a white cloud. Thick outlines: the points of that slice.");
+  const summary = make("p", { class: "summary", "aria-hidden": "true" }, host);
+  const status = make("p", { role: "status" }, host);
   const tables = make("div", { class: "tables" }, host);
   const matrices = Object.fromEntries(["covariance before", "W", "covariance after"].map((title) => {
     const table = make("table", {}, tables);
@@ -305,6 +334,18 @@
     for (const [key, value] of Object.entries({ rx, ry, transform: turn })) ellipse.setAttribute(key, value);
   }
 
+  /** A handle's word beside it, on the side away from the centre if there is room, and never outside the plot. */
+  function placeLabel(label, name, [x, y]) {
+    const length = label.getComputedTextLength() / PIXELS;
+    const outwards = name !== "centre" && x < model.centreX - 0.05 ? -1 : 1;
+    const side = Math.abs(x + outwards * (length + 0.4)) < EDGE ? outwards : -outwards;
+    const below = name === "centre" || y < model.centreY;
+    const [half, across, down] = [EDGE * PIXELS, x * PIXELS + 8 * side, -y * PIXELS + (below ? 28 : -14)];
+    label.setAttribute("text-anchor", side > 0 ? "start" : "end");
+    label.setAttribute("x", clamp(across, 6 - half, half - 6));
+    label.setAttribute("y", clamp(down, 24 - half, half - 8));
+  }
+
   function show(name) {
     for (const input of inputs[name]) {
       input.max = most(name);
@@ -312,7 +353,7 @@
     }
   }
 
-  function words({ settings, slices }) {
+  function inWords({ settings, slices }) {
     const failed = slices.map((slice, i) => (slice.refused ? i + 1 : 0)).filter(Boolean);
     const left = count - slices.length * settings.sliceSize;
     const method = NAMES[settings.method] + (settings.method === "newton-schulz" ? `, ${settings.steps} steps` : "");
@@ -349,6 +390,14 @@
       const at = HANDLES[name].at();
       mark.setAttribute("transform", translate(at));
       mark.setAttribute("aria-label", `${HANDLES[name].label}, at ${spoken(at)}. Arrow keys move it`);
+      placeLabel(labels[name], name, at);
+    }
+    for (const [name, arm] of arms) {
+      const ends = [[model.centreX, model.centreY], HANDLES[name].at()];
+      ends.forEach(([x, y], i) => {
+        arm.setAttribute(`x${i + 1}`, x * PIXELS);
+        arm.setAttribute(`y${i + 1}`, -y * PIXELS);
+      });
     }
     outline(before.ellipse, chosen.mean, chosen.covariance);
     outline(after.ellipse, [0, 0], chosen.after);
@@ -362,8 +411,9 @@
     radios.forEach((radio) => { radio.checked = radio.value === model.method; });
     for (const input of inputs.steps) input.disabled = model.method !== "newton-schulz";
     for (const name of Object.keys(FIELDS)) if (!inputs[name].includes(source) || source.type === "range") show(name);
+    summary.textContent = inWords(current);
     clearTimeout(waiting); // a screen reader hears where a drag ends, not its way
-    waiting = setTimeout(() => { status.textContent = words(current); }, 300);
+    waiting = setTimeout(() => { status.textContent = inWords(current); }, 300);
   }
 
   refresh();

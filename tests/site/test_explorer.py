@@ -117,7 +117,7 @@ def test_newton_schulz_steps_lead_to_zca(page):
 @pytest.mark.parametrize("method", METHODS)
 def test_drags_by_mouse(page, method):
     choose(page, method)
-    unit = page.locator(".explorer svg").first.bounding_box()["width"] / 10  # pixels
+    unit = page.locator(".explorer .frame").first.bounding_box()["width"] / 10  # pixels
     before = tensor(compared(page)["points"])
 
     drag(page, handle(page, "Centre"), -2 * unit, unit)
@@ -197,7 +197,9 @@ def test_says_what_is_singular(page):
     for method in ("cholesky", "zca", "pca"):
         choose(page, method)
         assert all("line" in found["refused"] for found in compared(page)["slices"])
-        status.filter(has_text="Singular: every slice").wait_for()
+        summary = page.locator(".explorer .summary").inner_text()
+        assert "Singular: every slice" in summary, "what is to be seen follows at once"
+        status.filter(has_text="Singular: every slice").wait_for()  # and is heard after a drag
         assert "singular" in page.locator(".explorer .message").inner_text()
         assert "NaN" not in page.locator(".explorer").inner_text()
     choose(page, "newton-schulz", steps=15)
@@ -238,9 +240,23 @@ def test_numbers_out_of_range_are_brought_back(page):
 def test_panels_stand_side_by_side_and_stack_when_narrow(page):
     for width, beside in ((1280, True), (390, False)):
         page.set_viewport_size({"width": width, "height": 900})
-        first, second = (panel.bounding_box() for panel in page.locator(".explorer svg").all())
+        first, second = (panel.bounding_box() for panel in page.locator(".explorer .panels svg").all())
         assert (abs(first["y"] - second["y"]) < 1) == beside
         assert max(first["x"] + first["width"], second["x"] + second["width"]) <= width
+
+
+def test_axes_and_handles_have_words_within_the_picture(page):
+    for panel in page.locator(".explorer .panels svg").all():
+        words = panel.locator(".scale text").all_text_contents()
+        assert words == ["−4", "−4", "−2", "−2", "0", "0", "2", "2", "4", "4", "dimension 1", "dimension 2"]
+    for centre, angle in ((-2, 180), (2, 0), (2, 90), (-2, -90)):
+        choose(page, centreX=centre, centreY=centre, angle=angle, length=1.5, width=0.5)
+        frame = page.locator(".explorer .frame").first.bounding_box()
+        for word in ("move", "stretch, turn", "width"):
+            box = page.locator(".explorer .words text").get_by_text(word, exact=True).bounding_box()
+            assert box["x"] >= frame["x"] and box["y"] >= frame["y"] - 1, word
+            assert box["x"] + box["width"] <= frame["x"] + frame["width"], word
+            assert box["y"] + box["height"] <= frame["y"] + frame["height"] + 1, word
 
 
 def test_without_scripts_there_is_a_picture(browser, address):
