@@ -144,36 +144,56 @@ def spectrum(curves: dict[str, Tensor], ax: "Axes", ylabel: str = "singular valu
 
 
 def seeds_by_setting(
-    panels: Mapping[str, Mapping[str, Sequence[float]]], xlabel: str, empty: Mapping[str, str] | None = None
+    panels: Mapping[str, Mapping[str, Sequence[float]]],
+    choice: str,
+    empty: Mapping[str, str] | None = None,
+    outside: Sequence[str] = (),
 ) -> "Figure":
-    """A panel a measure, in it a column a setting: a mark for each run, and a bar at their mean.
+    """A panel a measure, side by side; in each a row a setting: a mark for each run, a bar at their mean.
 
-    A dotted line goes through the mean of the first setting.
+    The settings' names stand at the left. A dotted line goes through the mean of the first setting.
 
     Args:
         panels: label of the measure's axis -> label of the setting -> one number a run.
+        choice: in what the settings differ, above the figure.
         empty: label of the setting -> what to write where it has no runs, if not "no run yet".
+        outside: labels of settings that would squeeze the others. Where all runs of such a one lie beyond
+            the others', they are written at the edge of the panel, with an arrow.
     """
     import matplotlib.pyplot as plt
 
-    shape = {"nrows": len(panels), "figsize": (WIDTH, 0.8 + 2.2 * len(panels))}
-    figure, axes = plt.subplots(**shape, sharex=True, squeeze=False)
-    for ax, (ylabel, values) in zip(axes.flat, panels.items(), strict=True):
-        for column, (setting, runs) in enumerate(values.items()):
-            colour, marker = OKABE_ITO[column % 7], MARKERS[column]  # the eighth is too pale for a line
+    settings = list(next(iter(panels.values())))
+    height = 0.5 if any("\n" in setting for setting in settings) else 0.36
+    shape = {"ncols": len(panels), "figsize": (WIDTH, 1.3 + height * len(settings))}
+    figure, axes = plt.subplots(**shape, sharey=True, squeeze=False)
+    behind = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    words = {"va": "center", "ha": "left", "color": "#555555", "fontsize": 11, "bbox": behind}
+    for ax, (xlabel, values) in zip(axes.flat, panels.items(), strict=True):
+        near = [run for setting, runs in values.items() if setting not in outside for run in runs]
+        for row, (setting, runs) in enumerate(values.items()):
+            colour, marker = OKABE_ITO[row % 7], MARKERS[row]  # the eighth is too pale for a line
+            at_edge = {"transform": ax.get_yaxis_transform(), **words}
             if not len(runs):
-                words = {"rotation": 90, "va": "center", "ha": "center", "color": "#666666"}
-                said = (empty or {}).get(setting, "no run yet")
-                ax.text(column, 0.5, said, transform=ax.get_xaxis_transform(), **words)
+                ax.text(0.04, row, (empty or {}).get(setting, "no run yet"), **at_edge)
                 continue
-            places = column + 0.12 * (np.arange(len(runs)) - (len(runs) - 1) / 2)
-            ax.plot(places, runs, marker, color=colour)
-            ax.hlines(np.mean(runs), column - 0.3, column + 0.3, color=colour)
-            if column == 0:
-                ax.axhline(np.mean(runs), color="#444444", linestyle=":", linewidth=1)
-        ax.set_xticks(range(len(values)), list(values))
-        ax.set_xlim(-0.6, len(values) - 0.4)
-        ax.grid(False, axis="x")
-        ax.set_ylabel(ylabel)
-    axes[-1, 0].set_xlabel(xlabel)
+            below, above = (near and max(runs) < min(near)), (near and min(runs) > max(near))
+            if setting in outside and (below or above):
+                said = " to ".join(dict.fromkeys(f"{end:.0f}" for end in (min(runs), max(runs))))
+                where = {"x": 0.96, "ha": "right"} if above else {"x": 0.04}
+                ax.text(
+                    y=row, s=f"{said} →" if above else f"← {said}", **(at_edge | where | {"color": colour})
+                )
+                continue
+            places = row + 0.16 * (np.arange(len(runs)) - (len(runs) - 1) / 2)
+            ax.plot(runs, places, marker, color=colour)
+            ax.vlines(np.mean(runs), row - 0.32, row + 0.32, color=colour)
+            if row == 0:
+                ax.axvline(np.mean(runs), color="#444444", linestyle=":", linewidth=1)
+        ax.set_yticks(range(len(values)), list(values))
+        ax.set_ylim(len(values) - 0.4, -0.6)
+        ax.locator_params(axis="x", nbins=4)
+        ax.margins(x=0.1)
+        ax.grid(False, axis="y")
+        ax.set_xlabel(xlabel)
+    figure.suptitle(choice, x=0.02, ha="left", fontsize="medium", fontweight="bold")
     return figure

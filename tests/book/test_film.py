@@ -8,6 +8,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import nbformat
 import numpy as np
 import pytest
 import torch
@@ -168,3 +170,31 @@ def test_the_committed_film_shows_what_chapter_7_says_of_it(committed):
     assert wmse[-1]["cca_dimensions"] > 5 * scattered["cca_dimensions"]
     widths = [np.ptp(np.array(f["points"]).reshape(-1, 2), axis=0).max() for f in mse]
     assert min(widths) > 0.4 * max(widths), "its layouts never look collapsed"
+
+
+USES = re.compile(r"\b(?:records\.|film\b|frames\b|nothing_to_draw\b)")  # names that a film leaves behind
+
+
+@pytest.mark.parametrize("on_record", [False, True], ids=["no film", "a film"])
+def test_each_figure_of_chapter_7_is_drawn_with_and_without_a_film(on_record, tmp_path, monkeypatch, capsys):
+    """Cells that have to do with the film are run; the chapter's other figures need no record."""
+    path = ROOT / "notebooks" / "07_scattering.ipynb"
+    code = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    of_film = [cell for cell in code if USES.search(cell.source)]
+    figures = [cell.id for cell in of_film if "figure" in cell.metadata.get("tags", [])]
+    assert figures == ["fig-film", "fig-measures"], "which cells depend on the film has changed"
+
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    plt.switch_backend("Agg")
+    monkeypatch.setenv("WMSE_RESULTS", str(film.FILM.parents[1] if on_record else tmp_path))
+    shown = []
+    monkeypatch.setattr(plt, "show", lambda: shown.append(plt.get_fignums()) or plt.close("all"))
+    namespace = {"__name__": "__main__"}
+    for cell in code:
+        if cell in of_film or "imports" in cell.metadata.get("tags", []):
+            plt.close("all")
+            shown.clear()
+            exec(cell.source, namespace)
+            if cell.id in figures:
+                assert [len(numbers) for numbers in shown] == [1], f"{cell.id}: not one image"
+    assert ("is not here" in capsys.readouterr().out) != on_record
