@@ -105,8 +105,8 @@ def section(slide: dict, notebook, place: int, total: int) -> str:
     if "formula" in slide:
         words += '<div class="formula">' + escape(rf"\[{slide['formula']}\]") + "</div>"
     notes = f'<aside class="notes">{inline(slide["notes"])}</aside>' if "notes" in slide else ""
-    kind = "words" if "<figure" not in shown else "side" if words and 'class="tall"' in shown else "above"
-    kind += " formula-too" if "formula" in slide else ""
+    beside = 'class="tall"' in shown or ("formula" in slide and shown.count("\n") > 3)
+    kind = "side" if words and beside else "above" if "<figure" in shown else "words"
     return (
         f'<section id="slide-{place}" tabindex="-1" aria-label="Slide {place} of {total}">\n'
         f"<h2>{inline(slide['title'])}</h2>\n"
@@ -151,6 +151,7 @@ def size_of_table(text: str) -> str:
         for place, cell in enumerate(row):
             widths[place] = max(widths.get(place, 0), 2 + max(len(line.strip()) for line in cell))
     high = sum(max(map(len, row)) for row in rows)
+    high += 2 * sum(bool(line) and not line.startswith("|") for line in text.splitlines())
     return f"--columns: {sum(widths.values()) or 60}; --rows: {high or 1}"
 
 

@@ -166,7 +166,7 @@ def test_formulas_text_and_tables(small):
     table = "note\n\n| a | b |\n| - | - |\n| [r](../x.html) | 2 |\n"
     text = small(here, [new_output("display_data", {"text/markdown": table})])
     assert "<td>r</td>" in text and "x.html" not in text
-    assert '<div class="table" style="--columns: 6; --rows: 2">' in text
+    assert '<div class="table" style="--columns: 6; --rows: 4">' in text
     figure = {"tags": ["figure"], "mystnb": {"image": {"alt": 'A "picture"'}, "figure": {"name": "fig-a"}}}
     wide, tall = (
         small(here, [new_output("display_data", {"image/svg+xml": SVG.format(w)})], **figure)
