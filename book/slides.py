@@ -7,6 +7,7 @@ outside: pictures are inside it, the site's own copy of MathJax draws formulas. 
 
 import base64
 import re
+import textwrap
 from html import escape
 from pathlib import Path
 from string import Template
@@ -22,6 +23,7 @@ FIELDS = {"title", "lines", "formula", "notebook", "cell", "between", "only", "n
 MOST_LINES = 12  # of printed output on a slide
 CUT = "…"
 LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
+MARKUP = re.compile(r"[`*$\\{}]")
 
 markdown = MarkdownIt("commonmark").enable("table")
 markdown.use(
@@ -103,7 +105,8 @@ def section(slide: dict, notebook, place: int, total: int) -> str:
     if "formula" in slide:
         words += '<div class="formula">' + escape(rf"\[{slide['formula']}\]") + "</div>"
     notes = f'<aside class="notes">{inline(slide["notes"])}</aside>' if "notes" in slide else ""
-    kind = "words" if "<figure" not in shown else "side" if words and 'class="tall"' in shown else "above"
+    beside = 'class="tall"' in shown or ("formula" in slide and shown.count("\n") > 3)
+    kind = "side" if words and beside else "above" if "<figure" in shown else "words"
     return (
         f'<section id="slide-{place}" tabindex="-1" aria-label="Slide {place} of {total}">\n'
         f"<h2>{inline(slide['title'])}</h2>\n"
@@ -128,11 +131,28 @@ def output(cell, slide: dict) -> str:
     tables = [o.data["text/markdown"] for o in outputs if "text/markdown" in o.get("data", {})]
     if tables:
         text = LINK.sub(r"\1", excerpt("\n".join(tables), slide))
-        return f'<div class="table">{markdown.render(text)}</div>'
+        return f'<div class="table" style="{size_of_table(text)}">{markdown.render(text)}</div>'
     printed = "".join(o.text for o in outputs if o.output_type == "stream" and o.name == "stdout")
     if not printed.strip():
         raise ValueError(f"cell {cell.id} has neither drawn nor printed anything")
-    return f"<pre>{escape(excerpt(printed, slide))}</pre>"
+    text = excerpt(printed, slide)
+    lines = text.splitlines()
+    return f'<pre style="--columns: {max(map(len, lines))}; --rows: {len(lines)}">{escape(text)}</pre>'
+
+
+def size_of_table(text: str) -> str:
+    """Width in characters and lines of tables in Markdown, as CSS variables that set the size of type."""
+    rows = [line.strip().strip("|").split("|") for line in text.splitlines() if line.lstrip().startswith("|")]
+    rows = [
+        [MARKUP.sub("", cell).split("<br>") for cell in row] for row in rows if set("".join(row)) - set(":- ")
+    ]
+    widths: dict[int, int] = {}
+    for row in rows:
+        for place, cell in enumerate(row):
+            widths[place] = max(widths.get(place, 0), 2 + max(len(line.strip()) for line in cell))
+    high = sum(max(map(len, row)) for row in rows)
+    high += 2 * sum(bool(line) and not line.startswith("|") for line in text.splitlines())
+    return f"--columns: {sum(widths.values()) or 60}; --rows: {high or 1}"
 
 
 def picture(svg: str, alt: str) -> str:
@@ -161,4 +181,5 @@ def excerpt(text: str, slide: dict) -> str:
         lines = [line for line in lines if re.search(slide["only"], line)]
     if not any(line.strip() for line in lines):
         raise ValueError(f"nothing is left of what cell {slide['cell']} has printed")
+    lines = textwrap.dedent("\n".join(lines)).strip("\n").splitlines()
     return "\n".join([*lines[:MOST_LINES], CUT] if len(lines) > MOST_LINES else lines)

@@ -161,10 +161,12 @@ def test_formulas_text_and_tables(small):
     assert r"\(a &lt; b\)" in text and "<strong>c</strong>" in text and r"\[x &amp; y\]" in text
     here = {"notebook": "01_a", "cell": "cell"}
     text = small(here, [printed("a <1>\nb 2\n"), printed("progress", name="stderr")])
-    assert "<pre>a &lt;1&gt;\nb 2</pre>" in text and "progress" not in text and "“A chapter”" in text
+    assert '<pre style="--columns: 5; --rows: 2">a &lt;1&gt;\nb 2</pre>' in text
+    assert "progress" not in text and "“A chapter”" in text
     table = "note\n\n| a | b |\n| - | - |\n| [r](../x.html) | 2 |\n"
     text = small(here, [new_output("display_data", {"text/markdown": table})])
     assert "<td>r</td>" in text and "x.html" not in text
+    assert '<div class="table" style="--columns: 6; --rows: 4">' in text
     figure = {"tags": ["figure"], "mystnb": {"image": {"alt": 'A "picture"'}, "figure": {"name": "fig-a"}}}
     wide, tall = (
         small(here, [new_output("display_data", {"image/svg+xml": SVG.format(w)})], **figure)
@@ -179,6 +181,7 @@ def test_excerpts():
     assert slides.excerpt(text, {}) == "head\nA 1\nB 2\nend\nA 3"
     assert slides.excerpt(text, {"between": ["head", "end"], "cell": "c"}) == "A 1\nB 2"
     assert slides.excerpt(text, {"only": "^A", "cell": "c"}) == "A 1\nA 3"
+    assert slides.excerpt("head\n  A 1\n    A 2\nend", {"only": "A", "cell": "c"}) == "A 1\n  A 2"
     many = slides.excerpt("\n".join(map(str, range(50))), {}).splitlines()
     assert len(many) == slides.MOST_LINES + 1 and many[-1] == slides.CUT
 
