@@ -71,7 +71,7 @@ def test_the_chapter_on_tables_finds_the_records_from_the_root(tmp_path):
     printed = [
         output.get("text", "") for cell in nbformat.read(out, 4).cells for output in cell.get("outputs", [])
     ]
-    count = re.search(r"finished runs: (\d+), others: (\d+)", "".join(printed))
+    count = re.search(r"(\d+) finished runs, .*\n(\d+) others", "".join(printed))
     assert int(count[1]) + int(count[2]) == len(list((ROOT / "results").rglob("record.json")))
 
 
