@@ -80,7 +80,8 @@ def _index(runs: list[dict[str, Any]], pages: list[str]) -> list[str]:
     """A section a rung, and in it a table with a row a setting."""
     rungs: dict[str, dict[str, list[str]]] = {}
     for record, page in zip(runs, pages, strict=True):
-        rung, setting = _setting(record).split("/", 1)
+        rung = record["name"].rpartition("/")[0]
+        setting = _setting(record).removeprefix(f"{rung}/")
         score = record.get("metrics", {}).get("linear_top1") if record["status"] == "finished" else None
         words = record["status"] if score is None else f"{score:.2f}"
         link = f"[{words}]({page.removeprefix('book/records/')}.md)"
@@ -88,7 +89,7 @@ def _index(runs: list[dict[str, Any]], pages: list[str]) -> list[str]:
     sections = []
     for rung, settings in rungs.items():
         rows = [[setting.replace("_", " "), ", ".join(links)] for setting, links in settings.items()]
-        sections += [f"## {rung}", _table(["run", "linear, %, by seed"], rows)]
+        sections += [f"## {rung or 'Under other names'}", _table(["run", "linear, %, by seed"], rows)]
     return sections
 
 

@@ -58,7 +58,9 @@ def test_the_index_has_a_row_a_setting_and_every_seed_leads_to_its_page(results,
     put(results, example_record(seed=1, status="failed"))
     put(results, example_record(recipe={"lr_drops": (4, 2)}, metrics={"linear_top1": 77.123}), "other")
     put(results, example_record("digits/mse", metrics={"linear_top1": 12.0}))
+    put(results, example_record(metrics={"linear_top1": 13.0}) | {"name": "mine"}, "mine")
     index = pages(results, tmp_path)[record_pages.INDEX]
+    assert "## Under other names\n" in index and "| mine | [13.00](mine.md) |" in index
     assert "| w-mse-2 | [91.00](cifar10/w-mse-2/seed-0.md), [failed](cifar10/w-mse-2/seed-1.md) |" in index
     assert "| w-mse-2, lr drops 4 2 | [77.12](other.md) |" in index
     assert index.index("## cifar10\n") < index.index("## digits\n") < index.index("| mse | [12.00]")

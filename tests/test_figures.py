@@ -1,0 +1,81 @@
+"""Figures show what they are given: every run, every class, and in words what would squeeze the rest."""
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+
+from wmse import figures
+
+matplotlib.use("Agg")
+PANELS = {
+    "accuracy": {"a": [90.0, 91.0, 92.0], "b": [91.5, 92.5], "c": [20.0, 30.0], "d": []},
+    "dimensions": {"a": [20.0, 21.0, 22.0], "b": [21.0, 22.0], "c": [19.0, 21.5], "d": []},
+}
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    import matplotlib.pyplot as plt
+
+    yield
+    plt.close("all")
+
+
+def marks(ax):
+    return [list(line.get_xdata()) for line in ax.lines if line.get_marker() not in ("None", "", None)]
+
+
+def words(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def test_each_run_has_a_mark_and_each_setting_a_bar_at_its_mean():
+    figure = figures.seeds_by_setting(PANELS, "choice")
+    for ax, values in zip(figure.axes, PANELS.values(), strict=True):
+        assert marks(ax) == [runs for runs in values.values() if runs]
+        bars = [bar.get_segments()[0][0][0] for bar in ax.collections]
+        assert bars == pytest.approx([np.mean(runs) for runs in values.values() if runs])
+        assert words(ax) == ["no run yet"]
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["a", "b", "c", "d"] and figure.get_suptitle() == "choice"
+    assert words(figures.seeds_by_setting(PANELS, "choice", {"d": "broke down"}).axes[0]) == ["broke down"]
+
+
+def test_a_setting_far_off_is_told_at_the_edge_where_it_is_far_off():
+    accuracy, dimensions = figures.seeds_by_setting(PANELS, "choice", outside=["c"]).axes
+    assert words(accuracy) == ["← 20 to 30", "no run yet"] and [20.0, 30.0] not in marks(accuracy)
+    assert accuracy.get_xlim()[0] > 80
+    assert words(dimensions) == ["no run yet"] and [19.0, 21.5] in marks(dimensions)
+    above = {"x": {"a": [1.0, 2.0], "c": [90.0]}}
+    assert words(figures.seeds_by_setting(above, "choice", outside=["c"]).axes[0]) == ["90 →"]
+
+
+def test_classes_differ_in_more_than_colour():
+    import matplotlib.pyplot as plt
+
+    labels = torch.arange(10).repeat(3)
+    ax = figures.scatter(
+        np.random.default_rng(0).random((30, 2)), labels, [str(n) for n in range(10)], plt.gca()
+    )
+    shapes = {tuple(map(tuple, drawn.get_paths()[0].vertices.round(3))) for drawn in ax.collections}
+    assert len(shapes) == len(ax.collections) == 10
+    assert all(len(drawn.get_offsets()) == 3 for drawn in ax.collections)
+
+
+@pytest.mark.parametrize(
+    "images", [torch.randint(0, 256, (7, 3, 4, 4), dtype=torch.uint8), torch.rand(7, 3, 4, 4)]
+)
+def test_images_stand_row_by_row(images):
+    canvas = figures.image_grid(images, columns=5).images[0].get_array()
+    scale = 255 if images.dtype == torch.uint8 else 1
+    assert canvas.shape == (10, 28, 3)
+    assert np.allclose(canvas[6:10, 6:10], images[6].permute(1, 2, 0).numpy() / scale), "the seventh"
+    assert np.allclose(canvas[6:, 12:], 1.0), "white where no image is"
+
+
+def test_no_default_figure_is_wider_than_a_phone_can_show():
+    with matplotlib.rc_context():
+        figures.use_style()
+        assert matplotlib.rcParams["figure.figsize"][0] == figures.WIDTH
+    assert figures.seeds_by_setting(PANELS, "choice").get_figwidth() <= figures.WIDTH
