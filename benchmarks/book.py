@@ -76,8 +76,8 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         copied(ROOT, folder)
-        whole = python("book/build.py", folder=folder)
-        again = python("book/build.py", folder=folder)
+        whole = python("book/tools/build.py", folder=folder)
+        again = python("book/tools/build.py", folder=folder)
         staged = sorted((folder / "_build" / "stage" / "notebooks").glob("*.ipynb"))
         for path in staged:
             add(f"chapter {path.stem}", json.loads(path.read_text("utf-8"))["metadata"]["build"]["seconds"])

@@ -14,7 +14,7 @@ from benchmarks import measuring
 from benchmarks.step import noise_images
 from wmse.evaluation import classify, evaluate, knn_accuracy
 from wmse.recipes import get_recipe
-from wmse.runs import start_run
+from wmse.run import start_run
 
 EPOCHS = 20  # of the probe's 500
 BATCH, RATES, DECAY = 1000, (1e-2, 1e-6), 5e-6  # the rest of its schedule

@@ -30,8 +30,7 @@ from wmse.data import ImageSet, view_batches
 from wmse.distributed import choose_device
 from wmse.networks import build_encoder, build_projector
 from wmse.recipes import Recipe, get_recipe
-from wmse.runs import start_run
-from wmse.steps import train_step, wrapped
+from wmse.run import start_run, train_step, wrapped
 
 MODES = ("reference", "wmse")
 

@@ -21,11 +21,10 @@ from benchmarks import measuring
 from benchmarks.ceilings import copy_bandwidth, product_speed
 from wmse import machine
 from wmse.data import STATISTICS, ImageSet, view_batches
-from wmse.deferred import settle
-from wmse.methods import OBJECTIVES, Batch
+from wmse.numerics import settle
+from wmse.objectives import OBJECTIVES, Batch
 from wmse.recipes import get_recipe
-from wmse.runs import Run, start_run
-from wmse.steps import forward, train_step, update, wrapped
+from wmse.run import Run, forward, start_run, train_step, update, wrapped
 from wmse.views import make_views
 
 PARTS = ("data", "views", "forward", "loss", "backward", "optimiser")

@@ -12,8 +12,7 @@ import torch
 
 from benchmarks import book, ceilings, loss, measuring, page, reference, step, views
 from wmse.recipes import get_recipe
-from wmse.runs import start_run
-from wmse.steps import train_step, wrapped
+from wmse.run import start_run, train_step, wrapped
 from wmse.views import make_views
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -187,4 +186,4 @@ def test_the_books_benchmark_builds_a_copy_without_outputs(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(book.SOURCES)
     assert not list(tmp_path.rglob("__pycache__"))
     with pytest.raises(RuntimeError, match="no notebook nothing"):
-        book.python("book/build.py", "--only", "nothing", folder=tmp_path)
+        book.python("book/tools/build.py", "--only", "nothing", folder=tmp_path)

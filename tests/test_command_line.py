@@ -133,7 +133,8 @@ def test_the_package_is_light_to_import():
     heavy = "{'torchvision', 'sklearn', 'matplotlib', 'umap', 'seaborn', 'tyro'}"
     modules = (
         "wmse, wmse.whitening, wmse.losses, wmse.data, wmse.views, wmse.networks, wmse.recipes, "
-        "wmse.training, wmse.records, wmse.tables, wmse.table_text, wmse.plans"
+        "wmse.training, wmse.records, wmse.reproduction.tables, wmse.reproduction.table_text, "
+        "wmse.reproduction.queue"
     )
     code = f"import sys, {modules}; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

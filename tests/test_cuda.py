@@ -5,10 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from wmse import deferred, records, runs, steps, training
+from wmse import numerics as deferred
+from wmse import records, training
+from wmse import run as runs
+from wmse import run as steps
 from wmse.data import ImageSet, view_batches
 from wmse.losses import w_mse_loss
-from wmse.methods import OBJECTIVES
+from wmse.objectives import OBJECTIVES
 from wmse.recipes import RECIPES, get_recipe
 from wmse.views import make_views
 from wmse.whitening import WHITENING, SingularCovarianceError, whiten

@@ -14,8 +14,10 @@ import torch
 import torch.multiprocessing as multiprocessing
 from torch import nn
 
-from wmse import distributed, records, runs, steps
-from wmse.methods import OBJECTIVES, WHOLE_BATCH, Batch
+from wmse import distributed, records
+from wmse import run as runs
+from wmse import run as steps
+from wmse.objectives import OBJECTIVES, WHOLE_BATCH, Batch
 from wmse.recipes import get_recipe
 from wmse.training import check_recipe
 

@@ -7,7 +7,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
-from wmse import evaluation, spectra
+from wmse import evaluation
+from wmse import metrics as wmse_metrics
 from wmse.data import ImageSet, StreamedSet, load
 from wmse.evaluation import (
     classify,
@@ -208,14 +209,14 @@ def test_a_runs_metrics_are_those_of_their_functions():
     assert len(few) == 9 and metrics["linear_top1_10pct"] == linear_probe(*subset, seed=RECIPE.seed)
     assert metrics["knn5_euclidean_top1"] == knn_accuracy(*sets)
     embeddings, views = project(projector, rows[1]), two_views(encoder, projector, new, RECIPE)
-    white = [spectra.whitened(view) for view in views]
-    assert metrics["effective_rank_embeddings"] == spectra.effective_rank(embeddings)
-    assert metrics["cca_dimensions"] == spectra.cca_dimensions(*views)
-    assert metrics["alignment"] == spectra.alignment(*views)
-    assert metrics["uniformity"] == pytest.approx(sum(map(spectra.uniformity, views)) / 2)
+    white = [wmse_metrics.whitened(view) for view in views]
+    assert metrics["effective_rank_embeddings"] == wmse_metrics.effective_rank(embeddings)
+    assert metrics["cca_dimensions"] == wmse_metrics.cca_dimensions(*views)
+    assert metrics["alignment"] == wmse_metrics.alignment(*views)
+    assert metrics["uniformity"] == pytest.approx(sum(map(wmse_metrics.uniformity, views)) / 2)
     assert metrics["effective_rank_whitened"] == pytest.approx(6, rel=1e-4)
-    assert metrics["alignment_whitened"] == spectra.alignment(*white)
-    assert metrics["uniformity_whitened"] == pytest.approx(sum(map(spectra.uniformity, white)) / 2)
+    assert metrics["alignment_whitened"] == wmse_metrics.alignment(*white)
+    assert metrics["uniformity_whitened"] == pytest.approx(sum(map(wmse_metrics.uniformity, white)) / 2)
     assert metrics == evaluate(encoder, projector, known, new, RECIPE), "seeded"
     assert "linear_top5" not in metrics
     assert all(type(value) is float for value in metrics.values())
@@ -264,4 +265,4 @@ def test_evaluation_leaves_networks_in_the_mode_they_were_in():
 
 def test_measures_of_spectra_are_at_hand_here():
     for name in ("effective_rank", "embedding_std", "cca_dimensions"):
-        assert getattr(evaluation, name) is getattr(spectra, name)
+        assert getattr(evaluation, name) is getattr(wmse_metrics, name)

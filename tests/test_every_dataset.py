@@ -4,14 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_data import lay_out, small_cifar, small_cifar100, small_stl10  # noqa: F401
 from test_folders import tiny, write_imagenet  # noqa: F401
+from test_sets import lay_out, small_cifar, small_cifar100, small_stl10  # noqa: F401
 from torchvision.datasets import CIFAR10, CIFAR100, STL10
 
-from wmse import records, runs, training
+from wmse import records, training
+from wmse import run as runs
 from wmse.data import load
+from wmse.data.folders import IMAGENET100
 from wmse.evaluation import features, project
-from wmse.folders import IMAGENET100
 from wmse.recipes import RECIPES, get_recipe
 from wmse.training import train
 

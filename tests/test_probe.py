@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
-from wmse import probe
-from wmse.evaluation import float32_arithmetic
-from wmse.probe import train_linear
+from wmse import evaluation as probe
+from wmse.evaluation import float32_arithmetic, train_linear
 
 
 def problem(n):

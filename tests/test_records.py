@@ -9,7 +9,7 @@ from example_records import example_record, put
 
 from wmse import records
 from wmse.recipes import RECIPES, get_recipe
-from wmse.schema import STATUSES, BrokenRecordError, validate
+from wmse.records import STATUSES, BrokenRecordError, validate
 
 CPU = torch.device("cpu")
 

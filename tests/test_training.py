@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from wmse import records, runs, training
+from wmse import records, training
+from wmse import run as runs
 from wmse.recipes import get_recipe
 from wmse.training import DivergenceError, learning_rate, train
 

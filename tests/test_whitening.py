@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from wmse import singular
+from wmse import whitening as singular
 from wmse.whitening import FACTORISATIONS, WHITENING, SingularCovarianceError, whiten
 
 every = pytest.mark.parametrize("method", WHITENING)

@@ -11,7 +11,7 @@ import tyro
 
 from wmse import records
 from wmse.recipes import RECIPES, Recipe, get_recipe
-from wmse.schema import is_percentage
+from wmse.records import is_percentage
 
 USAGE = """\
 usage: python -m wmse train RECIPE [--out DIR] [--resume] [--epochs N] [--seed S] ...
@@ -131,8 +131,8 @@ def _evaluate(arguments: list[str]) -> int:
 
 def _table(arguments: list[str]) -> int:
     chosen = tyro.cli(Table, args=arguments, prog="python -m wmse table")
-    from wmse.table_text import as_markdown, as_text
-    from wmse.tables import OUTLINES, make_table
+    from wmse.reproduction.table_text import as_markdown, as_text
+    from wmse.reproduction.tables import OUTLINES, make_table
 
     if not chosen.name:
         print("\n".join(f"{name:14}{outline.title}" for name, outline in OUTLINES.items()))
@@ -145,7 +145,7 @@ def _table(arguments: list[str]) -> int:
 
 def _queue(arguments: list[str]) -> int:
     chosen = tyro.cli(Queue, args=arguments, prog="python -m wmse queue")
-    from wmse.plans import queue_markdown
+    from wmse.reproduction.queue import queue_markdown
 
     text = queue_markdown(*records.read_records(chosen.results), chosen.results)
     if chosen.write:

@@ -21,6 +21,42 @@ OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 WIDTH = 5.2  # inches
 
+# How methods and data sets are written in prose and tables; recipes and records name them by the keys.
+METHOD_TITLES = {
+    "simclr": "SimCLR",
+    "byol": "BYOL",
+    "w-mse-2": "W-MSE 2",
+    "w-mse-4": "W-MSE 4",
+    "w-mse (solo-learn)": "W-MSE (solo-learn)",
+    "mse": "MSE",
+    "barlow-twins": "Barlow Twins",
+    "mixed-barlow-twins": "Mixed Barlow Twins",
+    "vicreg": "VICReg",
+    "cw-rgp-2": "CW-RGP 2",
+    "cw-rgp-4": "CW-RGP 4",
+    "act": "ACT",
+    "intl": "INTL",
+    "simsiam": "SimSiam",
+    "shuffled-dbn": "Shuffled-DBN",
+    "all4one": "All4One",
+    "moco": "MoCo",
+    "moco-v2": "MoCo v2",
+    "swav": "SwAV",
+    "align-uniform": "Align-Uniform",
+    "supervised": "supervised",
+    "random-encoder": "random encoder",
+    "raw-pixels": "raw pixels",
+}
+DATASET_TITLES = {
+    "digits": "digits",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "stl10": "STL-10",
+    "tiny-imagenet": "Tiny ImageNet",
+    "imagenet100": "ImageNet-100",
+    "imagenet": "ImageNet",
+}
+
 
 def use_style() -> None:
     """Set matplotlib's defaults for the book: white ground, light grid, Okabe-Ito's colours in turn."""

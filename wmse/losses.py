@@ -4,13 +4,13 @@ Embeddings are (d, n, k): d positives (views) of n images, k dimensions. With `w
 the method of the paper. Every loss of two views is averaged over all d(d-1)/2 pairs.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wmse.closed_form import permuted, sum_of_cosines
-from wmse.precision import at_least_float32
-from wmse.sizes import check_channel_sizes, check_pairs, check_sizes
+from wmse.numerics import at_least_float32, refuse_second_derivative
 from wmse.whitening import whiten
 
 
@@ -298,3 +298,104 @@ def _shape(embeddings: Tensor, images: int = 0) -> tuple[int, int, int]:
             f"embeddings of shape {shape}: at least {images} image(s) and 1 dimension are needed"
         )
     return shape
+
+
+def check_sizes(d: int, n: int, k: int, slice_size: int, iterations: int = 1) -> None:
+    """Raise ValueError for sizes that `w_mse_loss` cannot work with, naming the nearest that do."""
+    if slice_size <= k:
+        raise ValueError(
+            f"slice_size = {slice_size} is not more than k = {k}: a slice's covariance would be singular. "
+            f"The least that works is {k + 1}; 2k = {2 * k} is advised."
+        )
+    _check_slices(d, n, slice_size, iterations, range(k + 1, n + 1))
+
+
+def check_channel_sizes(d: int, n: int, k: int, slice_size: int, groups: int, iterations: int = 1) -> None:
+    """Raise ValueError for sizes that `cw_rgp_loss` cannot work with, naming the nearest that do."""
+    if groups < 1 or k % groups:
+        nearest = _around([size for size in range(1, k + 1) if k % size == 0], groups)
+        raise ValueError(
+            f"k = {k} channels cannot be dealt into {groups} groups. Nearest that work: {nearest}."
+        )
+    if k // groups <= slice_size:
+        raise ValueError(
+            f"a group of k / groups = {k // groups} channels is not larger than slice_size = {slice_size}: "
+            f"its covariance between images would be singular. Use slices of {k // groups - 1} images at "
+            f"most ({k // groups // 2} is advised), fewer groups or a larger k."
+        )
+    _check_slices(d, n, slice_size, iterations, range(1, min(n, k // groups - 1) + 1))
+
+
+def check_pairs(d: int) -> None:
+    """Raise ValueError for fewer than two views."""
+    if d < 2:
+        raise ValueError(f"d = {d} positives make no pair: at least 2 views of an image are needed")
+
+
+def _check_slices(d: int, n: int, slice_size: int, iterations: int, allowed: range) -> None:
+    check_pairs(d)
+    if iterations < 1:
+        raise ValueError(f"iterations must be at least 1; got {iterations}")
+    if slice_size < 1 or n == 0 or n % slice_size:
+        batches = _around(range(slice_size, n + 2 * slice_size, slice_size), n) if slice_size > 0 else "none"
+        slices = _around([size for size in allowed if n % size == 0], slice_size)
+        raise ValueError(
+            f"n = {n} images are not a multiple of slice_size = {slice_size}. "
+            f"Nearest batches that work: {batches} images. Nearest slice sizes for n = {n}: {slices}."
+        )
+
+
+def _around(sizes: Sequence[int], size: int) -> str:
+    """The nearest of ascending `sizes` on either side of `size`, for a message."""
+    nearest = [*[s for s in sizes if s < size][-1:], *[s for s in sizes if s > size][:1]]
+    return " or ".join(map(str, nearest)) or "none"
+
+
+def sum_of_cosines(v: Tensor) -> Tensor:
+    """cos(v_i, v_j), summed over ordered pairs i != j of d vectors and over images: (d, ..., k) to ().
+
+    With u = v / |v| and s = sum_i u_i it is |s|^2 - sum_i |u_i|^2: no pair is ever formed. Its gradient with
+    respect to v_i is 2 (s - (s . u_i) u_i) / |v_i|, what of s is orthogonal to u_i. A vector of length 0 has
+    cosine 0 with any other.
+    """
+    return _SumOfCosines.apply(v)
+
+
+def permuted(x: Tensor, orders: Tensor) -> Tensor:
+    """x (d, n, k) with its rows in each of w orders, int64 (w, n), each a permutation: (d, w, n, k)."""
+    return _Permuted.apply(x, orders)
+
+
+class _Permuted(torch.autograd.Function):
+    """Its gradient gathers by the inverse permutations what autograd would scatter."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, orders: Tensor) -> Tensor:
+        ctx.save_for_backward(orders)
+        return x.index_select(1, orders.flatten()).unflatten(1, orders.shape)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        places = ctx.saved_tensors[0].argsort(1)
+        if len(places) == 1:
+            return grad[:, 0].index_select(1, places[0]), None
+        gathered = [part.index_select(1, place) for part, place in zip(grad.unbind(1), places, strict=True)]
+        return torch.stack(gathered).sum(0), None
+
+
+class _SumOfCosines(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, v: Tensor) -> Tensor:
+        lengths = torch.linalg.vector_norm(v, dim=-1, keepdim=True)
+        scale = lengths.clamp_min(1e-12).reciprocal_()
+        unit = v * scale
+        total = unit.sum(0)
+        ctx.save_for_backward(unit, scale, total)
+        return total.square().sum() - lengths.mul_(scale).square_().sum()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        refuse_second_derivative("the cosine distance")
+        unit, scale, total = ctx.saved_tensors
+        along = (unit * total).sum(-1, keepdim=True)
+        return torch.addcmul(total, unit, along, value=-1).mul_(2 * grad * scale)

@@ -4,9 +4,40 @@
 what a rung of the budget ladder changes (1000 epochs as in the paper, 200, or 20 of a slim network on a CPU).
 """
 
+import math
 from dataclasses import dataclass, field, replace
 
-from wmse.views import ViewSettings
+
+@dataclass(frozen=True)
+class ViewSettings:
+    """What views are drawn from: the paper's (protocol of the official code). ValueError out of range."""
+
+    brightness: float = 0.4  # half-width of the factor around 1; a factor is never below 0
+    contrast: float = 0.4  # likewise
+    saturation: float = 0.4  # likewise
+    hue: float = 0.1  # half-width of the shift around 0, in turns of the colour circle, up to .5
+    jitter_probability: float = 0.8  # of the four above, together
+    grayscale_probability: float = 0.1
+    crop_scale: tuple[float, float] = (0.2, 1.0)  # share of the image's area
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width / height
+    flip_probability: float = 0.5
+    blur_probability: float = 0.0  # of a Gaussian blur after the flip; streamed sets only (ImageNet-100)
+    blur_radius: tuple[float, float] = (0.1, 2.0)  # standard deviation of the blur, pixels
+    size: int | None = None  # height and width of a view in pixels; None keeps the image's
+
+    def __post_init__(self) -> None:
+        limits = dict.fromkeys(("brightness", "contrast", "saturation"), math.inf) | {"hue": 0.5}
+        limits |= dict.fromkeys(("jitter_probability", "grayscale_probability", "flip_probability"), 1)
+        limits["blur_probability"] = 1
+        for name, limit in limits.items():
+            if not 0 <= getattr(self, name) <= limit or getattr(self, name) == math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; give a finite number from 0 to {limit}")
+        for name, limit in {"crop_scale": 1, "crop_ratio": math.inf, "blur_radius": math.inf}.items():
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= limit or high == math.inf:
+                raise ValueError(f"{name} is ({low}, {high}); give finite 0 < low <= high <= {limit}")
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"size is {self.size}; give at least 1 pixel, or None for the images' own size")
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def load(name):
     """Import a module of `book/`, which is a folder of pages and not a package."""
-    spec = importlib.util.spec_from_file_location(f"book_{name}", ROOT / "book" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"book_{name}", ROOT / "book" / "tools" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
@@ -85,7 +85,7 @@ def test_executes_once_and_keeps_what_is_current(tree, capsys):
 
 
 def test_lines_of_progress_do_not_stand_in_the_page(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("wmse.terminal.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("wmse.training.REPORT_SECONDS", 0.0)
     tiny = replace(get_recipe("digits/mse"), width=4, projector_width=16, epochs=1, batch_size=64)
     train("digits/mse", tmp_path / "run", tiny, limit=200, resume=True)
     told = capsys.readouterr().out
@@ -160,14 +160,14 @@ def test_stage_holds_pages_results_and_mathjax_and_drops_what_is_gone(tree):
     gone.parent.mkdir(parents=True)
     gone.write_text("{}")
     (tree / "book" / "_static").mkdir()
-    (tree / "book" / "tool.py").write_text("")
+    (tree / "book" / "tools").mkdir()
     (tree / "results" / "record.json").write_text("{}")
     (tree / "_config.yml").write_text("title: small\n")
     build.stage_pages(tree, ["01_small"])
     stage = tree / "_build" / "stage"
     assert (stage / "book" / "preface.md").exists() and (stage / "results" / "record.json").exists()
     assert (stage / "book" / "_static" / "tex-svg.js").stat().st_size > 1_000_000
-    assert not gone.exists() and not (stage / "book" / "tool.py").exists()
+    assert not gone.exists() and not (stage / "book" / "tools").exists()
 
 
 def test_speed_tables_come_from_the_files_of_benchmarks(tree):

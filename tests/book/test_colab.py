@@ -35,7 +35,7 @@ import wmse
 print(wmse.__file__)
 """
 
-spec = importlib.util.spec_from_file_location("book_repository", ROOT / "book" / "repository.py")
+spec = importlib.util.spec_from_file_location("book_repository", ROOT / "book" / "tools" / "repository.py")
 repository = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(repository)
 ADDRESS = "https://github.com/{}/{}".format(*repository.current(ROOT))

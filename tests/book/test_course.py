@@ -10,7 +10,7 @@ import yaml
 from nbformat.v4 import new_markdown_cell, new_notebook
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "book"))
+sys.path.insert(0, str(ROOT / "book" / "tools"))
 sys.path.insert(0, str(ROOT / "tests"))
 import course  # noqa: E402
 from example_records import example_record, put  # noqa: E402

@@ -16,10 +16,10 @@ import torch
 
 from wmse.data import load
 from wmse.recipes import get_recipe
-from wmse.runs import start_run
+from wmse.run import start_run
 
 ROOT = Path(__file__).resolve().parents[2]
-_spec = importlib.util.spec_from_file_location("book_film", ROOT / "book" / "film.py")
+_spec = importlib.util.spec_from_file_location("book_film", ROOT / "book" / "tools" / "film.py")
 film = importlib.util.module_from_spec(_spec)
 sys.modules[_spec.name] = film
 _spec.loader.exec_module(film)

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "book"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "book" / "tools"), str(ROOT / "tests")]
 
 import landing  # noqa: E402
 from example_records import example_record, put  # noqa: E402
 
-from wmse.names import METHODS  # noqa: E402
-from wmse.paper import paper_figure  # noqa: E402
+from wmse.figures import METHOD_TITLES  # noqa: E402
+from wmse.reproduction.paper import paper_figure  # noqa: E402
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_without_records_the_paper_stands_alone(rows):
     assert [name.split(",")[0] for name in header] == ["ours", "paper"] and landing.NONE_YET in text
     assert list(table) == ["W-MSE 2", "W-MSE 4", "SimCLR", "BYOL"]
     for method in ("w-mse-2", "w-mse-4", "simclr", "byol"):
-        ours, quoted = table[METHODS[method]]
+        ours, quoted = table[METHOD_TITLES[method]]
         assert ours == "no run yet"
         assert quoted == f"{paper_figure('cifar10', method, 'linear_top1').value:.2f}†"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "book"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "book" / "tools"), str(ROOT / "tests")]
 
 import record_pages  # noqa: E402
 from example_records import example_record, put  # noqa: E402

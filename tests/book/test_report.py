@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "book"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT / "book" / "tools"), str(ROOT / "tests")]
 
 import report  # noqa: E402
 from example_records import example_record, put  # noqa: E402

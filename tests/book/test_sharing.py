@@ -14,7 +14,7 @@ STATIC = ROOT / "book" / "_static"
 
 
 def load(name):
-    spec = importlib.util.spec_from_file_location(f"book_{name}", ROOT / "book" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"book_{name}", ROOT / "book" / "tools" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,0 +1,230 @@
+"""Film two trainings: the embeddings of the same test images at moments of a run, laid out by AlignedUMAP.
+
+    python book/tools/film.py --help
+
+Trains `digits/mse` and `digits/w-mse-2` (seed 0), step by step as `python -m wmse train` does, stops at
+`FRAMES` moments, close together at first, and measures each time. Then UMAP lays out all moments of a run at
+once, tied together so that a point moves little from frame to frame. Everything is written to
+`results/film/digits.json`, which chapter 7 plays; its format is described at `problems`. It takes a few
+minutes on two cores. Commit the code first: the file names the commit that made it.
+
+What is filmed are embeddings, not features, since it is the embeddings that collapse; scaled to length 1, as
+both losses compare them. The numbers are of all test images, the pictures of the first `IMAGES` of them.
+"""
+
+import argparse
+import json
+import sys
+import warnings
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from wmse import evaluation, machine, records  # noqa: E402
+from wmse import run as steps  # noqa: E402
+from wmse.data import load, view_batches  # noqa: E402
+from wmse.losses import mse_loss, w_mse_loss  # noqa: E402
+from wmse.recipes import get_recipe  # noqa: E402
+from wmse.run import Run, start_run  # noqa: E402
+
+FILM = ROOT / "results" / "film" / "digits.json"
+RUNS = {"digits/mse": "MSE", "digits/w-mse-2": "W-MSE 2"}
+FRAMES, IMAGES = 18, 300
+GRID = 1000  # layouts are rounded to whole numbers from 0 to this
+LARGEST = 400_000  # bytes of the file
+MEASURES = {  # of a frame -> decimals kept
+    "loss": 6,
+    "embedding_std": 6,
+    "effective_rank": 3,
+    "cca_dimensions": 3,
+    "knn5_embeddings": 2,
+    "knn5_features": 2,
+}
+
+
+def moments(total: int, frames: int = FRAMES) -> list[int]:
+    """Steps behind us at each frame: from 0 to `total`, ascending, close together at first.
+
+    ValueError where there are fewer steps than frames need.
+    """
+    chosen = [round(total * (index / (frames - 1)) ** 2.5) for index in range(frames)]
+    if len(set(chosen)) < frames:
+        raise ValueError(f"{total} steps are too few for {frames} different moments: film a longer run")
+    return chosen
+
+
+def to_grid(layouts: list[np.ndarray]) -> list[list[int]]:
+    """Layouts (n, 2) of a run as whole numbers 0 to `GRID`, x and y in turn; one scale for all frames."""
+    points = np.stack(layouts)
+    if not np.isfinite(points).all():
+        raise ValueError("a layout holds NaN or infinity: UMAP leaves points without neighbours nowhere")
+    low, high = points.min((0, 1)), points.max((0, 1))
+    middle, side = (low + high) / 2, (high - low).max()
+    scaled = np.rint(((points - middle) / side + 0.5) * GRID).astype(int)
+    return scaled.reshape(len(points), -1).tolist()
+
+
+def align(clouds: list[torch.Tensor], seed: int) -> list[np.ndarray]:
+    """A 2-D layout of each cloud (n, k) of the same n images in the same order, each near its neighbours'."""
+    with warnings.catch_warnings():  # umap's progress bar misses a widget that nothing here needs
+        warnings.simplefilter("ignore")
+        import umap
+
+    same = {index: index for index in range(len(clouds[0]))}
+    mapper = umap.AlignedUMAP(n_neighbors=15, min_dist=0.1, random_state=seed, transform_seed=seed)
+    # UMAP computes in float32, where a collapsed cloud far from the origin is a handful of different values.
+    centred = [(cloud.double() - cloud.double().mean(0)).numpy() for cloud in clouds]
+    with warnings.catch_warnings():  # that a seed means one thread
+        warnings.filterwarnings("ignore", message="n_jobs")
+        mapper.fit(centred, relations=[same] * (len(clouds) - 1))
+    return [np.asarray(layout) for layout in mapper.embeddings_]
+
+
+def film_run(name: str, seed: int) -> tuple[list[dict[str, float]], list[torch.Tensor]]:
+    """Train a recipe, and at each moment take the measures and the embeddings (IMAGES, k) of length 1."""
+    recipe = replace(get_recipe(name), seed=seed)
+    device = torch.device("cpu")
+    machine.prepare(device)
+    sets = {split: load(recipe.dataset, split) for split in ("train", "test")}
+    run = start_run(recipe, len(sets["train"]), device)
+    learner = steps.wrapped(run)
+    wanted = moments(recipe.epochs * run.steps_per_epoch)
+    measures, clouds = [], []
+
+    def frame() -> None:
+        row, cloud = measure(run, sets)
+        measures.append(row)
+        clouds.append(cloud)
+        print(name, row, flush=True)
+
+    frame()
+    for _ in range(recipe.epochs):
+        order = torch.randperm(len(sets["train"]), generator=run.generators["batches"])
+        for views, labels in view_batches(
+            sets["train"], order, recipe.positives, recipe.batch_size, recipe.views, run.generators["views"]
+        ):
+            steps.train_step(run, learner, views, labels)
+            if run.step in wanted:
+                frame()
+    return measures, clouds
+
+
+def measure(run: Run, sets: dict[str, Any]) -> tuple[dict[str, float], torch.Tensor]:
+    """A frame's numbers, of all test images, and the embeddings (IMAGES, k) of length 1 to be drawn.
+
+    The loss is the run's own, of two views of each test image. Both networks are in eval mode.
+    """
+    recipe, test = run.recipe, sets["test"]
+    features = {split: evaluation.features(run.encoder, images) for split, images in sets.items()}
+    embeddings = {split: evaluation.project(run.projector, rows) for split, rows in features.items()}
+    views = evaluation.two_views(run.encoder, run.projector, test, recipe)
+    if recipe.method == "w-mse":
+        generator = torch.Generator().manual_seed(recipe.seed)
+        loss = w_mse_loss(views, recipe.slice_size, generator=generator)
+    else:
+        loss = mse_loss(views)
+    row = {
+        "loss": float(loss),
+        "embedding_std": evaluation.embedding_std(embeddings["test"]),
+        "effective_rank": evaluation.effective_rank(embeddings["test"]),
+        "cca_dimensions": evaluation.cca_dimensions(*views),
+    }
+    for kind, rows in {"embeddings": embeddings, "features": features}.items():
+        row[f"knn5_{kind}"] = evaluation.knn_accuracy(
+            rows["train"], sets["train"].labels, rows["test"], test.labels
+        )
+    place = {"step": run.step, "epoch": round(run.step / run.steps_per_epoch, 3)}
+    rounded = {key: round(row[key], decimals) for key, decimals in MEASURES.items()}
+    return place | rounded, F.normalize(embeddings["test"][:IMAGES].double(), dim=1)
+
+
+def problems(film: Any) -> list[str]:
+    """What is wrong with a film, in sentences; none for a sound one.
+
+    A film has `seed`, `commit`, `versions`, `images` (how many the numbers are of), `classes` (names),
+    `labels` (an index into them for each point), `grid`, and `runs`: name of a recipe -> `label`, `frames`.
+    A frame has `step`, `epoch`, the MEASURES, and `points`: x and y of each point in turn, 0 to `grid`.
+    """
+    missing = [
+        key
+        for key in ("seed", "commit", "versions", "images", "classes", "labels", "grid", "runs")
+        if key not in film
+    ]
+    if missing:
+        return [f"the film lacks {', '.join(missing)}"]
+    found = []
+    points, classes = len(film["labels"]), len(film["classes"])
+    if not all(0 <= label < classes for label in film["labels"]):
+        found.append(f"a label lies outside 0 to {classes - 1}")
+    for name, run in film["runs"].items():
+        frames = run["frames"]
+        epochs = [frame["epoch"] for frame in frames]
+        if not epochs or epochs[0] != 0 or any(a >= b for a, b in zip(epochs, epochs[1:], strict=False)):
+            found.append(f"{name}: the epochs do not rise from 0: {epochs}")
+        for number, frame in enumerate(frames):
+            where = f"{name}, frame {number}"
+            if lacking := [key for key in ("step", *MEASURES) if not isinstance(frame.get(key), int | float)]:
+                found.append(f"{where}: no number for {', '.join(lacking)}")
+            if len(frame["points"]) != 2 * points:
+                found.append(f"{where}: {len(frame['points'])} coordinates for {points} points")
+            if not all(isinstance(value, int) and 0 <= value <= film["grid"] for value in frame["points"]):
+                found.append(f"{where}: a coordinate is no whole number from 0 to {film['grid']}")
+    if len({tuple(frame["step"] for frame in run["frames"]) for run in film["runs"].values()}) > 1:
+        found.append("the runs were not filmed at the same moments")
+    return found
+
+
+def as_text(film: dict[str, Any]) -> str:
+    """The film as JSON without spaces. ValueError if it is unsound or too large."""
+    text = json.dumps(film, separators=(",", ":"), allow_nan=False) + "\n"
+    wrong = problems(film)
+    if len(text.encode()) >= LARGEST:
+        wrong.append(f"{len(text.encode())} bytes are too many, the limit is {LARGEST}")
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    return text
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=FILM, help="the file to write (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the runs and the layouts (default: %(default)s)"
+    )
+    options = parser.parse_args(arguments)
+    test = load("digits", "test")
+    film = {
+        "command": f"python book/tools/film.py --seed {options.seed}",
+        "seed": options.seed,
+        "commit": records.git_state(),
+        "package_sha256": records.package_hash(),
+        "versions": machine.versions() | {"umap-learn": metadata.version("umap-learn")},
+        "hardware": machine.describe(torch.device("cpu")),
+        "made": records.now(),
+        "images": len(test),
+        "classes": list(test.classes),
+        "labels": test.labels[:IMAGES].tolist(),
+        "grid": GRID,
+        "runs": {},
+    }
+    for name, label in RUNS.items():
+        measures, clouds = film_run(name, options.seed)
+        layouts = to_grid(align(clouds, options.seed))
+        frames = [row | {"points": points} for row, points in zip(measures, layouts, strict=True)]
+        film["runs"][name] = {"label": label, "frames": frames}
+    text = as_text(film)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(text, encoding="utf-8")
+    print(f"{options.out}: {len(text) / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Ablations change one choice at a time, and read from records what it did."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from example_records import example_record, put
+
+from wmse.recipes import SOLO_LEARN, get_recipe
+from wmse.records import departures, read_records
+from wmse.reproduction.ablations import ABLATIONS, BASE, SEEDS, compare, three_w_mses
+from wmse.reproduction.claims import CLAIMS
+from wmse.reproduction.queue import views_to_train
+from wmse.training import check_recipe
+
+THREE = {rung: three_w_mses(rung) for rung in ("digits", "cifar10-cpu", "cifar10")}
+EVERY = ABLATIONS | THREE
+SETTINGS = [setting for ablation in EVERY.values() for setting in ablation.settings]
+
+
+def record_of(setting, seed=0, accuracy=80.0, **changes):
+    changes = {"metrics": {"linear_top1": accuracy}, **changes}
+    return example_record(setting.name, seed, dict(setting.changes), **changes)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.label)
+def test_each_setting_can_start_and_is_what_a_record_of_it_departs_by(setting):
+    check_recipe(replace(get_recipe(setting.name), **setting.changes), torch.device("cpu"))
+    assert departures(record_of(setting)) == setting.changes
+
+
+def test_labels_are_unique_and_other_choices_are_left_alone():
+    told = {
+        "positives": {"positives", "epochs", "lr_drops"},
+        "slice size": {"slice_size", "whitening", "normalize"},
+    }
+    told["second view"] = {"detach_second", "epochs", "lr_drops"}
+    for key, ablation in EVERY.items():
+        labels = [setting.label for setting in ablation.settings]
+        assert len(set(labels)) == len(labels) > 1
+        if key in THREE:
+            continue  # each a recipe of its own
+        recipes = [vars(replace(get_recipe(s.name), **s.changes)) for s in ablation.settings]
+        changed = {field for recipe in recipes for field in recipe if recipe[field] != recipes[0][field]}
+        assert changed <= told.get(key, changed) and (key in told or len(changed) == 1), key
+    for rung, ablation in THREE.items():
+        names = [setting.name for setting in ablation.settings]
+        assert names == [f"{rung}/w-mse-2", *(f"{rung}/w-mse-2-{name}" for name in SOLO_LEARN)]
+
+
+def test_positives_are_compared_at_equal_views():
+    settings = ABLATIONS["positives"].settings
+    recipes = [replace(get_recipe(setting.name), **setting.changes) for setting in settings]
+    assert [recipe.positives for recipe in recipes] == [2, 3, 4, 8]
+    views = [views_to_train(recipe) for recipe in recipes]
+    assert max(views) / min(views) < 1.01
+    assert {recipe.batch_size for recipe in recipes} == {64}
+    shares = [drop / recipe.epochs for recipe in recipes for drop in recipe.lr_drops[:1]]
+    assert shares == pytest.approx([0.25] * 4, abs=0.01)
+
+
+def test_values_are_of_finished_runs_of_just_that_setting_the_last_of_a_seed(tmp_path):
+    cosine, euclidean = ABLATIONS["distance"].settings
+    for seed in SEEDS:
+        put(tmp_path, record_of(cosine, seed, 80.0 + seed), f"a/{seed}")
+        put(tmp_path, record_of(euclidean, seed, 70.0 + seed), f"b/{seed}")
+    put(tmp_path, record_of(euclidean, 0, 60.0, finished="2026-01-02T00:00:00+00:00"), "again")
+    put(tmp_path, record_of(euclidean, 5, 10.0, status="interrupted"), "stopped")
+    put(tmp_path, example_record(BASE, 6, {"normalize": False, "epochs": 3}), "other")
+    put(tmp_path, record_of(euclidean, 7, limit=512), "limited")
+    first, second = compare(ABLATIONS["distance"], read_records(tmp_path)[0])
+    assert first.values == {0: 80, 1: 81, 2: 82} and first.lead is None
+    assert second.values == {0: 60, 1: 71, 2: 72}
+    assert second.lead.difference == pytest.approx(203 / 3 - 81)
+    assert second.lead.low < second.lead.difference < second.lead.high
+
+
+def test_a_run_that_broke_down_is_an_outcome_unless_a_later_one_finished(tmp_path):
+    cosine, euclidean = ABLATIONS["distance"].settings
+    error = "SingularCovarianceError: the covariance of slice (0, 0, 0) cannot be factorised"
+    failed = {"status": "failed", "error": error}
+    for seed in SEEDS:
+        record = record_of(cosine, seed, **failed, finished="2026-01-03T00:00:00+00:00")
+        del record["metrics"]
+        put(tmp_path, record, f"a/{seed}")
+    put(tmp_path, record_of(cosine, 1, 81.0), "a/1-2")
+    put(tmp_path, record_of(euclidean, 0, status="failed", error="OSError: the disk is full"), "b")
+    first, second = compare(ABLATIONS["distance"], read_records(tmp_path)[0])
+    assert first.values == {1: 81} and first.breakdowns == {0: error, 2: error}
+    assert second.values == second.breakdowns == {} and second.lead is None
+
+
+@pytest.mark.parametrize("ablation", EVERY.values(), ids=list(EVERY))
+def test_without_records_there_is_nothing_to_compare(ablation):
+    assert [(found.values, found.lead) for found in compare(ablation, [])] == [({}, None)] * len(
+        ablation.settings
+    )
+
+
+def test_every_run_on_digits_that_is_on_record_is_shown_by_an_ablation_or_decides_a_claim():
+    entries, problems = read_records(Path(__file__).resolve().parents[2] / "results")
+    shown = [setting for ablation in EVERY.values() for setting in ablation.settings]
+    for entry in (entry for entry in entries if entry.record["name"].startswith("digits/")):
+        held = entry.record["name"], departures(entry.record)
+        in_ledger = any(held == (f"digits/{method}", {}) for claim in CLAIMS for method in claim.methods)
+        assert in_ledger or any(held == (setting.name, setting.changes) for setting in shown), entry.folder
+    assert not problems
+
+
+def test_there_is_no_verdict_below_three_seeds_nor_on_those_that_survived(tmp_path):
+    cosine, euclidean = ABLATIONS["distance"].settings
+    for seed in SEEDS:
+        put(tmp_path, record_of(cosine, seed, 80.0 + seed), f"a/{seed}")
+        put(tmp_path, record_of(euclidean, seed, 70.0 + seed), f"b/{seed}")
+    assert compare(ABLATIONS["distance"], read_records(tmp_path)[0])[1].decided
+    (tmp_path / "b/2/record.json").unlink()
+    assert not compare(ABLATIONS["distance"], read_records(tmp_path)[0])[1].decided
+    put(tmp_path, record_of(euclidean, 2, 72.0), "b/2")
+    error = {"status": "failed", "error": "SingularCovarianceError: of slice (0, 0, 0)"}
+    put(tmp_path, record_of(euclidean, 3, **error), "b/3")
+    assert not compare(ABLATIONS["distance"], read_records(tmp_path)[0])[1].decided

@@ -1,0 +1,105 @@
+"""Verdicts follow from where an interval lies, and from nothing else than records."""
+
+import statistics
+
+import pytest
+from example_records import example_record, put
+
+from wmse.recipes import RECIPES
+from wmse.records import read_records
+from wmse.reproduction.claims import CLAIMS, RUNGS, Interval, findings, interval, verdict
+
+BY_NAME = {claim.name: claim for claim in CLAIMS}
+
+
+def fill(root, method, values, rung="cifar10-200", metric="linear_top1", **changes):
+    for seed, value in enumerate(values):
+        put(root, example_record(f"{rung}/{method}", seed, metrics={metric: value}, **changes))
+
+
+def found(root, name, rung="cifar10-200"):
+    (one,) = (one for one in findings(BY_NAME[name], read_records(root)[0]) if one.rung == rung)
+    return one
+
+
+def test_welchs_interval_against_a_published_computation():
+    """scipy's own test of unequal variances gives the same interval."""
+    from scipy.stats import ttest_ind
+
+    first, second = [90.1, 90.9, 90.4, 91.3], [88.0, 89.9, 89.1]
+    ours = interval(first, second)
+    theirs = ttest_ind(first, second, equal_var=False).confidence_interval(0.95)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
+    assert ours.difference == pytest.approx(statistics.fmean(first) - statistics.fmean(second))
+    assert interval([1.0, 1.0], [3.0, 3.0]) == Interval(-2.0, -2.0, -2.0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"), [(0.1, 2, "holds"), (-2, -0.1, "fails"), (-1, 1, "open"), (0.0, 1, "open")]
+)
+def test_the_verdict_is_where_the_interval_lies(low, high, expected):
+    assert verdict(Interval((low + high) / 2, low, high), 0.0) == expected
+
+
+def test_without_records_nothing_is_tested(tmp_path):
+    for claim in CLAIMS:
+        assert [one.rung for one in findings(claim, [])] == list(RUNGS)
+        assert {one.verdict for one in findings(claim, [])} == {"not yet tested"}
+
+
+@pytest.mark.parametrize(
+    ("ours", "simclr", "byol", "expected"),
+    [
+        ((90.0, 90.1, 90.2), (90.1, 90.2, 90.3), (89.0, 89.1, 89.2), "holds"),
+        ((88.0, 88.1, 88.2), (90.1, 90.2, 90.3), (87.0, 87.1, 87.2), "fails"),
+        ((80.0, 95.0, 90.0), (90.1, 90.2, 90.3), (89.0, 89.1, 89.2), "open"),
+        ((90.0, 90.1), (90.1, 90.2, 90.3), (89.0, 89.1, 89.2), "not yet tested"),
+    ],
+)
+def test_competitive(ours, simclr, byol, expected, tmp_path):
+    for method, values in {"w-mse-2": ours, "simclr": simclr, "byol": byol}.items():
+        fill(tmp_path, method, values)
+    assert found(tmp_path, "competitive").verdict == expected
+    assert found(tmp_path, "competitive", "cifar10").verdict == "not yet tested", "rungs are never mixed"
+
+
+def test_a_digit_of_a_record_changes_the_evidence(tmp_path):
+    fill(tmp_path, "w-mse-4", (91.0, 91.1, 91.2))
+    fill(tmp_path, "w-mse-2", (90.0, 90.1, 90.2))
+    before = found(tmp_path, "positives")
+    assert before.verdict == "holds" and "+1.00" in before.evidence
+    fill(tmp_path, "w-mse-2", (90.0, 90.1, 90.5))
+    assert "+0.90" in found(tmp_path, "positives").evidence
+
+
+def test_collapse_is_judged_by_what_two_views_share(tmp_path):
+    fill(tmp_path, "w-mse-2", (30.0, 31.0, 32.0), metric="cca_dimensions")
+    fill(tmp_path, "mse", (1.0, 1.1, 0.9), metric="cca_dimensions")
+    assert found(tmp_path, "no collapse").verdict == "holds"
+    fill(tmp_path, "mse", (1.0, 20.0, 0.9), metric="cca_dimensions")
+    assert found(tmp_path, "no collapse").verdict == "open"
+    fill(tmp_path, "w-mse-2", (30.0, 1.0, 32.0), metric="cca_dimensions")
+    assert found(tmp_path, "no collapse").verdict == "fails"
+
+
+@pytest.mark.parametrize("change", [{"status": "obsolete"}, {"limit": 512}])
+def test_runs_that_do_not_count_are_not_counted(change, tmp_path):
+    fill(tmp_path, "w-mse-4", (91.0, 91.1, 91.2), **change)
+    fill(tmp_path, "w-mse-2", (90.0, 90.1, 90.2))
+    assert found(tmp_path, "positives").verdict == "not yet tested"
+
+
+def test_claims_name_recipes():
+    for rung in RUNGS:
+        for claim in CLAIMS:
+            assert all(f"{rung}/{method}" in RECIPES for method in claim.methods)
+
+
+def test_shared_dimensions_are_counted_against_the_runs_own(tmp_path):
+    """The embedded images have embeddings of 32 dimensions, CIFAR-10 of 64."""
+    for rung in ("digits", "cifar10-cpu"):
+        fill(tmp_path, "w-mse-2", (16.0, 8.0, 16.0), rung, "cca_dimensions")
+        fill(tmp_path, "mse", (1.6, 1.6, 3.2), rung, "cca_dimensions")
+    small, slim = (found(tmp_path, "no collapse", rung) for rung in ("digits", "cifar10-cpu"))
+    assert "25% to 50% in W-MSE 2, 5% to 10% in MSE" in small.evidence and small.verdict == "holds"
+    assert "12% to 25% in W-MSE 2, 2% to 5% in MSE" in slim.evidence

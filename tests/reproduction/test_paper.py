@@ -1,0 +1,69 @@
+"""Published figures are quoted with source and certainty, and the paper's never pass for later work's."""
+
+import pytest
+
+from wmse.recipes import COMPARED, TABLE_1
+from wmse.records import is_percentage
+from wmse.reproduction.paper import FIGURES, LATER, later_figures, paper_figure
+
+
+def test_table_1_is_whole_and_second_hand_but_for_the_unsure_cell():
+    cells = {
+        (dataset, method, metric): paper_figure(dataset, method, metric)
+        for dataset in ("cifar10", "cifar100", "stl10", "tiny-imagenet")
+        for method in TABLE_1
+        for metric in ("linear_top1", "knn5_euclidean_top1")
+    }
+    unsure = {key for key, figure in cells.items() if figure.certainty != "second-hand"}
+    assert unsure == {("stl10", "w-mse-4", metric) for metric in ("linear_top1", "knn5_euclidean_top1")}
+    assert cells["cifar10", "w-mse-2", "linear_top1"].value == 91.55
+    assert cells["tiny-imagenet", "w-mse-4", "knn5_euclidean_top1"].value == 35.44
+    assert "5,000" in cells["tiny-imagenet", "byol", "linear_top1"].note
+    assert "49.22" in cells["tiny-imagenet", "w-mse-4", "linear_top1"].note
+
+
+def test_imagenet_100_is_unsure_and_names_its_encoders():
+    figures = [figure for figure in FIGURES if figure.dataset == "imagenet100"]
+    assert len(figures) == 8 and {figure.certainty for figure in figures} == {"unsure"}
+    four, moco = (paper_figure("imagenet100", method, "linear_top5") for method in ("w-mse-4", "moco"))
+    assert (four.value, four.encoder, moco.value, moco.encoder) == (94.46, "resnet18", 91.64, "resnet50")
+
+
+def test_a_cell_with_figures_for_several_budgets_asks_which():
+    with pytest.raises(ValueError, match="400, 100"):
+        paper_figure("imagenet", "w-mse-4", "linear_top1")
+    long, short = (paper_figure("imagenet", "w-mse-4", "linear_top1", epochs) for epochs in (400, 100))
+    assert (long.value, long.certainty, short.value, short.certainty) == (
+        72.6,
+        "second-hand",
+        69.43,
+        "unsure",
+    )
+    assert paper_figure("imagenet", "simsiam", "linear_top1").value == 68.1
+
+
+def test_what_the_paper_does_not_have_is_none_even_if_later_work_has():
+    assert paper_figure("cifar10", "cw-rgp-4", "linear_top1") is None
+    assert later_figures("cifar10", "cw-rgp-4", "linear_top1")[0].value == 92.47
+    assert later_figures("stl10") == [] and later_figures() == list(LATER)
+    assert {figure.origin for figure in FIGURES} == {"paper"}
+    assert {figure.origin for figure in LATER} == {"later"}
+
+
+def test_later_work_says_whose_protocol_it_follows():
+    own = {figure.method for figure in LATER if figure.protocol == "own"}
+    assert own == {"intl", "mixed-barlow-twins", "all4one", "w-mse (solo-learn)"}
+    rerun = {figure.metric: figure for figure in later_figures("cifar10", "simclr")}
+    assert set(rerun) == {"linear_top1", "knn10_cosine_top1"}, "its k-NN is not the paper's"
+    assert rerun["linear_top1"].value == 91.8 and "replication" in rerun["linear_top1"].note
+    assert {figure.method for figure in LATER} & set(COMPARED)
+
+
+def test_every_figure_is_a_percentage_with_a_source_and_stands_once():
+    for figures in (FIGURES, LATER):
+        keys = [(f.dataset, f.method, f.metric, f.epochs) for f in figures]
+        assert len(keys) == len(set(keys))
+        for figure in figures:
+            assert 0 < figure.value < 100 and is_percentage(figure.metric) and figure.source
+            assert figure.certainty in ("sure", "second-hand", "unsure")
+            assert figure.protocol in ("w-mse", "own")

@@ -1,0 +1,320 @@
+"""Tables hold what records back, by rung and seed, beside what was published, and nothing else."""
+
+import json
+import shutil
+
+import pytest
+from example_records import ACCURACIES, example_record, put
+
+from wmse.__main__ import main
+from wmse.figures import DATASET_TITLES, METHOD_TITLES
+from wmse.recipes import RECIPES
+from wmse.records import departures, read_records, rung
+from wmse.reproduction.paper import FIGURES, LATER
+from wmse.reproduction.table_page import as_page
+from wmse.reproduction.table_text import HEADER, as_markdown, as_text, notes
+from wmse.reproduction.tables import OUTLINES, make_table
+
+
+def accuracies(linear, knn=88.0):
+    return dict(zip(ACCURACIES, (linear, knn), strict=True))
+
+
+def table(root, name="table-1"):
+    return make_table(name, *read_records(root))
+
+
+def row(made, method="w-mse-2", dataset="cifar10"):
+    (found,) = (row for row in made.rows if (row.dataset, row.method) == (dataset, method))
+    return found
+
+
+def lines(made, method="w-mse-2", dataset="cifar10"):
+    """The lines of a method in the Markdown, as dicts by the header."""
+    part = as_markdown(made).split(f"### {dataset}\n")[1].split("###")[0]
+    cells = [line.strip("| ").split(" | ") for line in part.splitlines() if line.startswith("|")]
+    return [dict(zip(HEADER, line, strict=True)) for line in cells if line[0] == method]
+
+
+@pytest.mark.parametrize("name", OUTLINES)
+def test_without_records_every_cell_says_so(name, tmp_path):
+    made = table(tmp_path / "nowhere", name)
+    assert not any(row.measured for row in made.rows)
+    for row in made.rows:
+        (line,) = lines(made, row.method, row.dataset)
+        assert line["ours"] == ("no run yet" if row.has_recipe else "quoted only")
+        assert {line[column] for column in HEADER[5:]} == {"-"}
+    assert as_text(made).count("no run yet") == sum(row.has_recipe for row in made.rows)
+
+
+def test_a_run_fills_its_cell_and_deleting_it_empties_the_cell_again(tmp_path):
+    empty = as_text(table(tmp_path))
+    folder = put(tmp_path, example_record(metrics=accuracies(91.05, 89.99)))
+    (measured,) = row(table(tmp_path)).measured
+    score = measured.scores["linear_top1"]
+    assert (score.mean, score.deviation) == (91.05, None) and score.difference == pytest.approx(-0.5)
+    (line,) = lines(table(tmp_path))
+    assert line["ours"] == "91.05 / 89.99" and line["ours - paper"] == "-0.50 ✓ / +0.30 ✓"
+    assert (line["rung"], line["seeds"]) == ("cifar10 (1000 epochs)", "1: 0")
+    assert (line["scored on"], line["records"]) == ("10,000", str(folder))
+    shutil.rmtree(folder)
+    assert as_text(table(tmp_path)) == empty
+
+
+def test_another_accuracy_gives_another_table(tmp_path):
+    put(tmp_path, example_record(metrics=accuracies(91.0)))
+    before = as_text(table(tmp_path)), as_markdown(table(tmp_path))
+    put(tmp_path, example_record(metrics=accuracies(92.0)))
+    after = as_text(table(tmp_path)), as_markdown(table(tmp_path))
+    assert all("91.00" in text for text in before) and not any("91.00" in text for text in after)
+    assert all("92.00" in text for text in after)
+
+
+def test_seeds_are_averaged_with_the_deviation_of_the_sample(tmp_path):
+    for seed, value in ((2, 90.0), (0, 91.0), (1, 92.0)):
+        changes = {"precision": ("bfloat16", "float32", "auto")[seed], "compile": seed == 1}
+        put(tmp_path, example_record(seed=seed, recipe=changes, metrics=accuracies(value)))
+    (measured,) = row(table(tmp_path)).measured
+    score = measured.scores["linear_top1"]
+    assert measured.seeds == (0, 1, 2) and (score.mean, score.deviation) == (91.0, 1.0)
+    (line,) = lines(table(tmp_path))
+    assert line["ours"] == "91.00 ± 1.00 / 88.00 ± 0.00" and line["seeds"] == "3: 0, 1, 2"
+    assert line["records"].count("seed-") == 3
+
+
+def test_different_rungs_are_never_averaged(tmp_path):
+    runs = {
+        "cifar10 (1000 epochs)": example_record(metrics=accuracies(1.0)),
+        "cifar10 (1000 epochs), but batch_size 256, views.hue 0.4": None,
+        "cifar10 (1000 epochs), but epochs 20": example_record(recipe={"epochs": 20}),
+        "cifar10 (1000 epochs), but limit 512": example_record(limit=512),
+        "cifar10-200 (200 epochs)": example_record("cifar10-200/w-mse-2"),
+        "cifar10-200 (200 epochs), but lr_drops 4 2": None,
+        "cifar10-cpu (20 epochs, width 16)": example_record("cifar10-cpu/w-mse-2"),
+    }
+    views = example_record()["recipe"]["views"] | {"hue": 0.4}
+    changed = example_record(recipe={"batch_size": 256})
+    changed["recipe"]["views"] = views
+    runs["cifar10 (1000 epochs), but batch_size 256, views.hue 0.4"] = changed
+    runs["cifar10-200 (200 epochs), but lr_drops 4 2"] = example_record(
+        "cifar10-200/w-mse-2", recipe={"lr_drops": (4, 2)}
+    )
+    for number, (label, record) in enumerate(runs.items()):
+        record["metrics"]["linear_top1"] = 10.0 + number
+        assert rung(record) == label
+        put(tmp_path, record, f"run-{number}")
+    measured = row(table(tmp_path)).measured
+    assert [one.rung for one in measured] == list(runs)
+    assert [one.scores["linear_top1"].mean for one in measured] == [10.0 + n for n in range(len(runs))]
+    assert [line["rung"] for line in lines(table(tmp_path))] == list(runs)
+    assert all(f"{10 + n}.00" in as_text(table(tmp_path)) for n in range(len(runs)))
+
+
+def test_runs_scored_on_different_numbers_of_images_are_not_averaged(tmp_path):
+    for seed, images in ((0, 10_000), (1, 5_000)):
+        record = example_record("tiny-imagenet/w-mse-2", seed, metrics=accuracies(48.7, 34.0), images=images)
+        put(tmp_path, record)
+    made = table(tmp_path)
+    half, whole = row(made, dataset="tiny-imagenet").measured
+    assert (half.images, whole.images) == (5_000, 10_000)
+    assert half.scores["linear_top1"].difference == pytest.approx(0.5) and not half.refusal
+    assert whole.scores["linear_top1"].difference is None and "5,000" in whole.refusal
+    shown = {line["scored on"]: line["ours - paper"] for line in lines(made, dataset="tiny-imagenet")}
+    assert shown == {"5,000": "+0.50 ✓ / -0.16 ✓", "10,000": "not compared"}
+    assert whole.refusal in as_text(made) and whole.refusal in as_markdown(made)
+
+
+def test_of_two_runs_with_one_seed_the_later_counts_and_that_is_said(tmp_path):
+    late = example_record(metrics=accuracies(80.0), finished="2026-01-03T00:00:00+02:00")
+    early = example_record(metrics=accuracies(70.0), finished="2026-01-02T21:00:00+00:00")
+    kept = put(tmp_path, late, "a")
+    dropped = put(tmp_path, early, "b")
+    made = table(tmp_path)
+    (measured,) = row(made).measured
+    assert measured.scores["linear_top1"].mean == 80.0 and measured.entries[0].folder == kept
+    (remark,) = made.remarks
+    assert str(dropped) in remark and "later run" in remark and remark in as_text(made)
+
+
+@pytest.mark.parametrize("status", ["running", "failed", "interrupted", "obsolete"])
+def test_only_finished_runs_count(status, tmp_path):
+    folder = put(tmp_path, example_record(status=status))
+    made = table(tmp_path)
+    assert not row(made).measured and lines(made)[0]["ours"] == "no run yet"
+    assert made.remarks == (f"left out, {status}: {folder}",)
+
+
+def test_a_broken_record_is_named_and_left_out(tmp_path):
+    put(tmp_path, example_record(metrics=accuracies(90.0)))
+    broken = put(tmp_path, example_record(seed=1, metrics=accuracies(900.0)))
+    made = table(tmp_path)
+    assert row(made).measured[0].seeds == (0,)
+    assert str(broken) in as_text(made) and "900.0" in as_text(made)
+
+
+def test_a_run_under_a_foreign_name_or_on_another_set_stands_in_no_row(tmp_path):
+    put(tmp_path, example_record() | {"name": "mine"}, "mine")
+    put(tmp_path, example_record("digits/w-mse-2"))
+    made = table(tmp_path)
+    assert not any(row.measured for row in made.rows)
+    (remark,) = made.remarks
+    assert "'mine'" in remark
+
+
+def test_a_run_of_another_method_than_its_name_says_is_not_compared(tmp_path):
+    record = example_record(recipe={"method": "mse"})
+    put(tmp_path, record)
+    (measured,) = row(table(tmp_path)).measured
+    assert departures(record) == {"method": "mse"} and measured.rung.endswith(", but method mse")
+    assert measured.refusal and measured.scores["linear_top1"].difference is None
+
+
+def test_a_recipe_of_another_data_set_is_not_compared_with_that_sets_figures(tmp_path):
+    put(tmp_path, example_record(recipe={"dataset": "cifar100"}))
+    (measured,) = row(table(tmp_path), dataset="cifar100").measured
+    assert measured.refusal and measured.scores["linear_top1"].difference is None
+
+
+def test_runs_on_other_images_or_numbers_of_processes_are_not_averaged(tmp_path):
+    part = {"train": 50_000, "probe": 1_000, "test": 10_000}
+    for seed, changes in enumerate([{}, {"processes": 4}, {"images": part}]):
+        put(tmp_path, example_record(seed=seed) | changes)
+    measured = row(table(tmp_path)).measured
+    assert sorted(one.seeds for one in measured) == [(0,), (1,), (2,)]
+    assert any("processes 4" in one.rung for one in measured)
+
+
+def test_a_metric_that_some_seeds_lack_is_not_averaged(tmp_path):
+    put(tmp_path, example_record())
+    lacking = example_record(seed=1)
+    del lacking["metrics"]["knn5_euclidean_top1"]
+    put(tmp_path, lacking)
+    (measured,) = row(table(tmp_path)).measured
+    assert "linear_top1" in measured.scores and "knn5_euclidean_top1" not in measured.scores
+    assert "cca_dimensions" not in measured.scores, "null is no number"
+    assert lines(table(tmp_path))[0]["ours"].endswith("/ not measured")
+
+
+def test_marks_say_how_sure_a_figure_is_and_later_work_has_a_column_of_its_own(tmp_path):
+    put(tmp_path, example_record("stl10/w-mse-4", images=8_000, metrics=accuracies(91.0)))
+    made = table(tmp_path)
+    (unsure,) = lines(made, "w-mse-4", "stl10")
+    assert unsure["paper"] == "91.75? / 88.59?" and unsure["ours - paper"] == "-0.75? / -0.59?"
+    assert lines(made)[0]["paper"] == "91.55† / 89.69†" and lines(made)[0]["later work"] == "-"
+    (later,) = lines(made, "cw-rgp-4")
+    assert (later["paper"], later["later work"]) == ("-", "92.47† / 90.74†")
+    (own,) = lines(made, "intl")
+    assert (own["later work"], own["ours"]) == ("92.60†‡ / 90.03†‡", "quoted only")
+    for made in (table(tmp_path), table(tmp_path, "imagenet-100")):
+        for mark in ("† second-hand", "? unsure", "‡ in a protocol of its own"):
+            assert mark in as_text(made) and mark in as_markdown(made)
+    assert "MoCo, Align-Uniform (resnet50)" in as_text(table(tmp_path, "imagenet-100"))
+
+
+def test_every_figure_of_the_paper_for_these_sets_is_shown(tmp_path):
+    for name, outline in OUTLINES.items():
+        shown = [figure for row in table(tmp_path, name).rows for figure in row.paper.values()]
+        assert set(shown) == {figure for figure in FIGURES if figure.dataset in outline.datasets}
+
+
+def test_imagenet_100_shows_top_5(tmp_path):
+    metrics = {"linear_top1": 77.0, "linear_top5": 93.0}
+    put(tmp_path, example_record("imagenet100/w-mse-2", metrics=metrics, images=5_000))
+    (line,) = lines(table(tmp_path, "imagenet-100"), dataset="imagenet100")
+    assert line["ours"] == "77.00 / 93.00" and line["ours - paper"] == "+1.00? / -0.14?"
+
+
+def test_no_number_of_ours_is_without_a_record(tmp_path):
+    """What stands under "ours" is in the records; the quoted columns do not change with them."""
+    quoted = [(row.paper, row.later) for row in table(tmp_path).rows]
+    numbers = {}
+    for index, name in enumerate(("cifar10/simclr", "cifar10/raw-pixels", "cifar100/vicreg", "stl10/byol")):
+        numbers[name] = accuracies(10.0 + index, 20.0 + index)
+        put(tmp_path, example_record(name, metrics=numbers[name]))
+    made = table(tmp_path)
+    assert [(row.paper, row.later) for row in made.rows] == quoted
+    for row_ in made.rows:
+        for measured in row_.measured:
+            expected = numbers.pop(f"{row_.dataset}/{row_.method}")
+            assert {metric: measured.scores[metric].mean for metric in ACCURACIES} == expected
+    assert numbers == {}
+
+
+def test_the_command_prints_text_or_markdown(tmp_path, capsys):
+    folder = put(tmp_path, example_record())
+    record = json.loads((folder / "record.json").read_text())
+    assert main(["table", "table-1", "--results", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert f"{record['metrics']['linear_top1']:.2f}" in text and "Records below" in text
+    assert main(["table", "table-1", "--results", str(tmp_path), "--markdown"]) == 0
+    assert as_markdown(table(tmp_path)) in capsys.readouterr().out
+    assert main(["table"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(OUTLINES)
+    assert main(["table", "table-9"]) == 2
+    told = capsys.readouterr().err
+    assert all(name in told for name in ("table-9", *OUTLINES))
+
+
+@pytest.mark.parametrize(
+    ("linear", "recipe", "shown"),
+    [
+        (90.56, {}, "-0.99 ✓"),
+        (90.55, {}, "-1.00 ✗"),
+        (99.0, {}, "+7.45 ✓"),
+        (99.0, {"epochs": 200}, "+7.45"),  # on another rung nothing is reached
+    ],
+)
+def test_a_figure_is_reached_from_a_point_below_it_on_at_its_own_rung(linear, recipe, shown, tmp_path):
+    put(tmp_path, example_record(metrics=accuracies(linear), recipe=recipe))
+    (line,) = lines(table(tmp_path))
+    assert line["ours - paper"].split(" / ")[0] == shown
+
+
+def test_an_unsure_figure_is_never_reached_or_missed(tmp_path):
+    put(tmp_path, example_record("stl10/w-mse-4", metrics=accuracies(99.0, 99.0), images=8_000))
+    (measured,) = row(table(tmp_path), "w-mse-4", "stl10").measured
+    assert {score.reached for score in measured.scores.values()} == {None}
+
+
+def page(made):
+    return as_page(made, lambda folder, words: f"[{words}]({folder.name})", lambda name: f"train {name}")
+
+
+def test_a_page_links_every_seed_and_says_how_to_make_what_is_missing(tmp_path):
+    for seed, value in ((0, 91.0), (1, 92.0)):
+        put(tmp_path, example_record(seed=seed, metrics=accuracies(value)))
+    put(tmp_path, example_record("cifar10-cpu/w-mse-2", metrics=accuracies(60.0, 50.0)))
+    text = page(table(tmp_path))
+    (line,) = (line for line in text.split("### CIFAR-100")[0].splitlines() if line.startswith("| W-MSE 2 "))
+    cells = line.strip("| ").split(" | ")
+    assert cells[2] == "91.50 ± 0.71<br>88.00 ± 0.00<br>`cifar10`, 2 seeds: [0](seed-0), [1](seed-1)"
+    assert [cells[1], cells[3]] == ["91.55†<br>89.69†", "-0.05 ✓<br>-1.69 ✗"]
+    assert "|  |  | 60.00<br>50.00<br>`cifar10-cpu`, seed [0](seed-0) | -31.55<br>-39.69 |  |" in text
+    assert "| BYOL | 91.73†<br>89.45† | no run yet<br>train cifar10/byol |  |" in text
+    assert "BYOL: train cifar10-200/byol; train cifar10-cpu/byol" in text
+    assert "W-MSE 2: train cifar10-200/w-mse-2\n" in text, "made on the other rungs"
+    assert "digits" not in text
+
+
+def test_a_page_holds_what_the_whole_table_holds(tmp_path):
+    put(tmp_path, example_record("cifar10/byol", recipe={"batch_size": 256}, metrics=accuracies(33.0)))
+    for name in OUTLINES:
+        made = table(tmp_path, name)
+        text = page(made)
+        for row_ in made.rows:
+            assert METHOD_TITLES[row_.method] in text
+            for figure in (*row_.paper.values(), *row_.later.values()):
+                assert f"{figure.value:.2f}" in text and figure.source in text
+        for note in notes(made):
+            assert note.replace("|", "\\|") in text
+    assert "33.00<br>88.00<br>`cifar10`, but batch_size 256, seed [0](seed-0)" in page(table(tmp_path))
+    assert "BYOL: train cifar10/byol;" in page(table(tmp_path)), "a changed recipe leaves the cell to fill"
+
+
+def test_every_method_and_data_set_has_a_name_for_prose():
+    quoted = (*FIGURES, *LATER)
+    tabled = {method for outline in OUTLINES.values() for method in outline.methods}
+    assert tabled | {figure.method for figure in quoted} <= set(METHOD_TITLES)
+    assert {recipe.dataset for recipe in RECIPES.values()} | {figure.dataset for figure in quoted} <= set(
+        DATASET_TITLES
+    )

@@ -1,0 +1,220 @@
+"""Sets that are folders of image files: which files there are, their labels, and how a file is read.
+
+Tiny ImageNet is read into memory by `read_images`; ImageNet-100 is too large for that and is streamed
+(`wmse.data.streaming`). Nothing is downloaded here: an error says where to get what is absent.
+"""
+
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from wmse.machine import usable_cores
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Listing = tuple[tuple[str, ...], Tensor, tuple[str, ...]]  # paths, labels int64 (n,), names of the classes
+
+SUFFIXES = (".jpeg", ".jpg", ".png")
+BLOCK = 100  # images read by a thread at a time
+TINY_ADDRESS = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
+AFRESH = f"Unpack the published archive afresh: {TINY_ADDRESS}"
+
+# The 100 classes of Tian, Krishnan and Isola (2020), in their order: imagenet100.txt of
+# github.com/HobbitLong/CMC.
+IMAGENET100 = """
+n02869837 n01749939 n02488291 n02107142 n13037406 n02091831 n04517823 n04589890 n03062245 n01773797
+n01735189 n07831146 n07753275 n03085013 n04485082 n02105505 n01983481 n02788148 n03530642 n04435653
+n02086910 n02859443 n13040303 n03594734 n02085620 n02099849 n01558993 n04493381 n02109047 n04111531
+n02877765 n04429376 n02009229 n01978455 n02106550 n01820546 n01692333 n07714571 n02974003 n02114855
+n03785016 n03764736 n03775546 n02087046 n07836838 n04099969 n04592741 n03891251 n02701002 n03379051
+n02259212 n07715103 n03947888 n04026417 n02326432 n03637318 n01980166 n02113799 n02086240 n03903868
+n02483362 n04127249 n02089973 n03017168 n02093428 n02804414 n02396427 n04418357 n02172182 n01729322
+n02113978 n03787032 n02089867 n02119022 n03777754 n04238763 n02231487 n03032252 n02138441 n02104029
+n03837869 n03494278 n04136333 n03794056 n03492542 n02018207 n04067472 n03930630 n03584829 n02123045
+n04229816 n02100583 n03642806 n04336792 n03259280 n02116738 n02108089 n03424325 n01855672 n02090622
+"""
+
+
+def read_rgb(path: str) -> "Image":
+    """The image in a file as a PIL image in RGB, whatever it is stored as. ValueError if it is not whole."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, SyntaxError) as error:  # SyntaxError: Pillow's word for a broken PNG
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path} is no whole image: {error}. Replace it by a sound copy.") from error
+
+
+def read_images(paths: Sequence[str], side: int) -> Tensor:
+    """Images of `side` x `side` pixels from files: uint8 (n, 3, side, side). ValueError for another size."""
+    images = torch.empty(len(paths), 3, side, side, dtype=torch.uint8)
+    levels = images.numpy()
+
+    def read(start: int) -> int:
+        block = paths[start : start + BLOCK]
+        for row, path in enumerate(block, start):
+            image = read_rgb(path)
+            if image.size != (side, side):
+                size = "{} x {}".format(*image.size)
+                raise ValueError(f"{path} has {size} pixels, not {side} x {side}. {AFRESH}")
+            levels[row] = np.asarray(image).transpose(2, 0, 1)
+        return len(block)
+
+    bar = tqdm(total=len(paths), desc="reading images", unit="images", disable=None)
+    with bar, ThreadPoolExecutor(min(16, usable_cores())) as pool:
+        for count in pool.map(read, range(0, len(paths), BLOCK)):
+            bar.update(count)
+    return images
+
+
+def list_tiny_imagenet(split: str, root: Path) -> Listing:
+    """Files of Tiny ImageNet as published, in `root`/tiny-imagenet-200: 200 classes, images of 64 x 64.
+
+    A label is the place of an image's class among the sorted folders of train/, in every split. "test" is
+    val/, 10,000 images in the order of val_annotations.txt, where their classes are; any other split is
+    train/, 100,000 images, the first of every class before the second of any.
+    Raises FileNotFoundError or ValueError, saying what to do, for a set that is absent or not as published.
+    """
+    folder = (root / "tiny-imagenet-200").absolute()
+    wnids = _tiny_wnids(folder)
+    if split == "test":
+        paths, labels = _tiny_val(folder, wnids)
+    else:
+        paths, labels = _train_files([folder / "train" / wnid / "images" for wnid in wnids], AFRESH, 100_000)
+    return paths, labels, _tiny_names(folder, wnids)
+
+
+def _tiny_wnids(folder: Path) -> list[str]:
+    """The classes, sorted; all that wnids.txt names must have a folder in train/."""
+    train, listing = folder / "train", folder / "wnids.txt"
+    wnids = _subfolders(train)
+    if not wnids:
+        raise FileNotFoundError(
+            f"no Tiny ImageNet: {train} is absent or empty. Fetch {TINY_ADDRESS} and unpack it in "
+            f"{folder.parent}, so that there is {train}{os.sep}<wnid>{os.sep}images"
+        )
+    absent = sorted(set(listing.read_text().split()) - set(wnids)) if listing.is_file() else []
+    if absent:
+        raise ValueError(
+            f"{train} lacks {len(absent)} of the classes in wnids.txt: {_some(absent)}. {AFRESH}"
+        )
+    return wnids
+
+
+def _tiny_val(folder: Path, wnids: list[str]) -> tuple[tuple[str, ...], Tensor]:
+    val = folder / "val"
+    images, listing = val / "images", val / "val_annotations.txt"
+    moved = sorted(set(wnids) & set(_subfolders(val)))
+    if moved:
+        raise ValueError(
+            f"{val} has been rearranged into folders of classes ({_some(moved)}), but is read as published, "
+            f"from images and val_annotations.txt. {AFRESH}"
+        )
+    if not listing.is_file():
+        raise FileNotFoundError(
+            f"{listing} is absent, and only it has the classes of the validation images: val read as folders "
+            "of classes would be one class, and accuracy that of chance, about 0.5%. " + AFRESH
+        )
+    label_of = {wnid: label for label, wnid in enumerate(wnids)}
+    paths, labels = [], []
+    for number, line in enumerate(listing.read_text().splitlines(), 1):
+        name, wnid, *_ = [*line.split("\t"), ""]  # then four numbers of a box
+        if wnid not in label_of:
+            raise ValueError(
+                f"{listing}, line {number}: {line!r} names no class of {folder / 'train'}. {AFRESH}"
+            )
+        paths.append(str(images / name))
+        labels.append(label_of[wnid])
+    present = set(_files(images))
+    missing, unlisted = sorted(set(paths) - present), sorted(present - set(paths))
+    if missing:
+        raise FileNotFoundError(
+            f"{len(missing)} of the {len(paths)} images in {listing} are missing: {_some(missing)}. {AFRESH}"
+        )
+    if unlisted or not paths:
+        raise ValueError(
+            f"{listing} has {len(paths)} images, not the {len(present)} of {images}: it lacks "
+            f"{_some(unlisted)}. {AFRESH}"
+        )
+    return tuple(paths), torch.tensor(labels)
+
+
+def _tiny_names(folder: Path, wnids: list[str]) -> tuple[str, ...]:
+    """The first name of each class in words.txt; the wnid itself where there is none."""
+    words = folder / "words.txt"
+    lines = words.read_text().splitlines() if words.is_file() else []
+    names = dict(line.split("\t", 1) for line in lines if "\t" in line)
+    return tuple(names.get(wnid, wnid).split(",")[0] for wnid in wnids)
+
+
+def list_imagenet100(split: str, root: Path) -> Listing:
+    """Files of ImageNet-100: 126,689 for training, 5,000 ("test") of val/, of any size; wnids name classes.
+
+    They lie in `root`/imagenet100/{train,val}/<wnid>, or in such folders of `root`/imagenet, all of ImageNet,
+    of which the 100 classes are taken. Labels follow the sorted wnids. Training files come the first of every
+    class before the second of any. Raises FileNotFoundError, naming what is missing.
+    """
+    part = "val" if split == "test" else "train"
+    own, whole = ((root / name / part).absolute() for name in ("imagenet100", "imagenet"))
+    folder = own if own.parent.is_dir() else whole
+    layout = (
+        f"ImageNet-100 is read from {own}{os.sep}<wnid> or, of all of ImageNet, {whole}{os.sep}<wnid>: a "
+        "folder a class. ImageNet comes from image-net.org, its validation images without such folders: sort "
+        "them."
+    )
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no ImageNet-100: {folder} is absent. {layout}")
+    wnids = sorted(IMAGENET100.split())
+    absent = sorted(set(wnids) - set(_subfolders(folder)))
+    if absent:
+        raise FileNotFoundError(
+            f"{folder} lacks {len(absent)} of the 100 classes: {', '.join(absent)}. {layout}"
+        )
+    paths, labels = _train_files([folder / wnid for wnid in wnids], layout, 126_689)
+    return paths, labels, tuple(wnids)
+
+
+def _train_files(folders: list[Path], advice: str, published: int) -> tuple[tuple[str, ...], Tensor]:
+    """Files of a folder a class, and labels. Classes take turns, so the first n images are of all of them."""
+    files = [(rank, label, path) for label, f in enumerate(folders) for rank, path in enumerate(_files(f))]
+    empty = sorted({str(f) for f in folders} - {os.path.dirname(path) for _, _, path in files})
+    if empty:
+        raise FileNotFoundError(
+            f"{len(empty)} of {len(folders)} folders of classes hold no images: {_some(empty)}. {advice}"
+        )
+    if len(files) != published:  # warned of, not refused: a part of the set serves for trials
+        warnings.warn(
+            f"{folders[0].parent} holds {len(files):,} images in {len(folders)} classes, and "
+            f"the published set {published:,}: scores will not compare. {advice}",
+            stacklevel=3,
+        )
+    files.sort()
+    return tuple(path for _, _, path in files), torch.tensor([label for _, label, _ in files])
+
+
+def _files(folder: Path) -> list[str]:
+    """Paths of the images in a folder, sorted; none if it is absent."""
+    if not folder.is_dir():
+        return []
+    return sorted(entry.path for entry in os.scandir(folder) if entry.name.lower().endswith(SUFFIXES))
+
+
+def _subfolders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, sorted; none if it is absent."""
+    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
