@@ -10,10 +10,10 @@ help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 : \2/p' Makefile
 
 book: $(INSTALLED) ## execute the notebooks (smoke) and build the site in _build/html; JOBS=2 runs two at a time
-	$(BIN)/python book/build.py $(if $(JOBS),--jobs $(JOBS))
+	$(BIN)/python book/tools/build.py $(if $(JOBS),--jobs $(JOBS))
 
 student: $(INSTALLED) ## write the chapters without their solutions into _build/student
-	$(BIN)/python book/student.py
+	$(BIN)/python book/tools/student.py
 
 test: $(INSTALLED) ## run the tests of the package, the notebooks and the build
 	$(BIN)/python -m pytest -q --ignore=tests/site
@@ -31,10 +31,10 @@ bench: $(INSTALLED) ## measure the speed of all parts against plain references (
 	$(BIN)/python -m benchmarks --profile
 
 picture: $(INSTALLED) ## take the README's picture and the site's social card from chapter 5 as executed last
-	$(BIN)/python book/picture.py
+	$(BIN)/python book/tools/picture.py
 
 repository: ## change the repository's address everywhere: make repository URL=https://github.com/OWNER/NAME
-	$(PYTHON) book/repository.py "$(URL)"
+	$(PYTHON) book/tools/repository.py "$(URL)"
 
 clean: ## remove what was built; the environment stays (rm -r .venv removes it)
 	rm -rf _build .pytest_cache .ruff_cache wmse.egg-info

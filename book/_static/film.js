@@ -1,4 +1,4 @@
-// Plays the film of chapter 7. A page holds <div class="film"> with its data as JSON inside; see book/film.py.
+// Plays the film of chapter 7. A page holds <div class="film"> with its data as JSON inside; see book/tools/film.py.
 // No library. Without this script the page still has the six frames of its figure.
 (() => {
   "use strict";

@@ -20,12 +20,8 @@ from pathlib import Path
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.path.insert(0, str(Path(__file__).resolve().parent))
-import course
-import landing
 import links
-import record_pages
-import report
+import pages
 import slides
 from execute import BuildError, captured, execute_all
 from student import WEIGHTS
@@ -69,11 +65,8 @@ def stage_pages(root: Path, names: list[str]) -> None:
             shutil.copytree(root / folder, stage / folder, ignore=ignored)
     shutil.copy2(root / "_config.yml", stage / "_config.yml")
     contents = yaml.safe_load((root / "_toc.yml").read_text("utf-8"))
-    index, *pages = record_pages.write_pages(root / "results", stage)
-    runs = {"file": index} | ({"sections": [{"file": page} for page in pages]} if pages else {})
-    report.write_parts(root / "results", stage / "book")
-    course.write_parts(root / "results", stage / "notebooks", names, stage / "book")
-    landing.write_part(root / "results", stage / "book")
+    index, *records = pages.write(root / "results", stage, names)
+    runs = {"file": index} | ({"sections": [{"file": record} for record in records]} if records else {})
     if "parts" in contents:
         contents["parts"].append({"caption": "The runs behind it", "chapters": [runs]})
     else:

@@ -1,34 +1,23 @@
 """The build executes what has changed, refuses what it does not know, and fails on what is broken."""
 
-import importlib.util
 import json
 import re
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import build
+import execute
+import links
 import nbformat
 import pytest
+import repository
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from wmse.recipes import get_recipe
 from wmse.training import train
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def load(name):
-    """Import a module of `book/`, which is a folder of pages and not a package."""
-    spec = importlib.util.spec_from_file_location(f"book_{name}", ROOT / "book" / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-build, links, repository = load("build"), load("links"), load("repository")
-execute = sys.modules["execute"]  # as `build` has it
 
 
 @pytest.fixture

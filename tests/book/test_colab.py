@@ -4,7 +4,6 @@ Colab is played by a fresh environment that sees the packages of this one but fo
 `google.colab`; Git takes the repository's address to a copy of the working tree. No network is used.
 """
 
-import importlib.util
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from types import SimpleNamespace
 import nbformat
 import papermill
 import pytest
+import repository
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -35,9 +35,6 @@ import wmse
 print(wmse.__file__)
 """
 
-spec = importlib.util.spec_from_file_location("book_repository", ROOT / "book" / "tools" / "repository.py")
-repository = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(repository)
 ADDRESS = "https://github.com/{}/{}".format(*repository.current(ROOT))
 VERSION = repository.version(ROOT)
 

@@ -1,20 +1,16 @@
 """The course names cells and slides that exist; minutes and shares add up; its tables are computed."""
 
 import re
-import sys
 from pathlib import Path
 
 import nbformat
+import pages
 import pytest
 import yaml
+from example_records import example_record, put
 from nbformat.v4 import new_markdown_cell, new_notebook
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "book" / "tools"))
-sys.path.insert(0, str(ROOT / "tests"))
-import course  # noqa: E402
-from example_records import example_record, put  # noqa: E402
-
 PAGE = (ROOT / "book" / "course.md").read_text("utf-8")
 
 
@@ -54,29 +50,28 @@ def test_shares_add_up_and_slides_are_there():
 
 def test_the_page_states_no_measured_number_by_hand():
     assert not re.search(r"\d\.\d", PAGE)
-    assert course.TIMES in PAGE and course.COSTS in PAGE
 
 
 def test_costs_are_assumed_until_a_run_is_on_record(tmp_path):
-    chapters = tmp_path / "notebooks"
-    chapters.mkdir()
+    results, stage = tmp_path / "results", tmp_path / "stage"
+    (stage / "notebooks").mkdir(parents=True)
     cells = [new_markdown_cell("# A first run\n\ntext", id="title")]
-    nbformat.write(
-        new_notebook(cells=cells, metadata={"build": {"seconds": 33.0}}), chapters / "01_first_run.ipynb"
-    )
-    results = tmp_path / "results"
-    results.mkdir()
-    course.write_parts(results, chapters, ["01_first_run", "02_gone"], tmp_path / "out")
-    times, costs = ((tmp_path / "out" / name).read_text() for name in (course.TIMES, course.COSTS))
+    executed = new_notebook(cells=cells, metadata={"build": {"seconds": 33.0}})
+    nbformat.write(executed, stage / "notebooks" / "01_first_run.ipynb")
+
+    def written():
+        pages.write(results, stage, ["01_first_run", "02_gone"])
+        return [(stage / "book" / name).read_text() for name in (pages.TIMES, pages.COSTS)]
+
+    times, costs = written()
     assert "| [1 A first run](../notebooks/01_first_run.ipynb) | 33.0 |" in times and "02" not in times
     rows = {line.split("`")[1]: line for line in costs.splitlines() if "`" in line}
-    assert list(rows) == list(course.RUNS)
+    assert list(rows) == list(pages.PROJECTS)
     assert "33 s" in rows["digits/w-mse-2"] and "chapter 1" in rows["digits/w-mse-2"]
     assert all("assumed" in row for name, row in rows.items() if not name.startswith("digits"))
     assert "28 min" in rows["cifar10/w-mse-2"], "99,328,000 views at 60,000 a second"
 
     put(results, example_record("cifar10/w-mse-2", views_per_second=9932.8))
-    course.write_parts(results, chapters, ["01_first_run"], tmp_path / "out")
-    costs = (tmp_path / "out" / course.COSTS).read_text()
+    _, costs = written()
     (row,) = [line for line in costs.splitlines() if "`cifar10/w-mse-2`" in line]
     assert "2.8 h" in row and "as measured on" in row and str(tmp_path) not in costs

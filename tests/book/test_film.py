@@ -1,13 +1,12 @@
 """The film of chapter 7: its moments, its rounding, and the committed file, which must be sound and small."""
 
 import copy
-import importlib.util
 import json
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 
+import film
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
@@ -19,10 +18,6 @@ from wmse.recipes import get_recipe
 from wmse.run import start_run
 
 ROOT = Path(__file__).resolve().parents[2]
-_spec = importlib.util.spec_from_file_location("book_film", ROOT / "book" / "tools" / "film.py")
-film = importlib.util.module_from_spec(_spec)
-sys.modules[_spec.name] = film
-_spec.loader.exec_module(film)
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,11 @@
 """What others show of the site: its address follows the repository's, its card is drawn from the picture."""
 
-import importlib.util
 import struct
 from pathlib import Path
 
+import picture
 import pytest
+import repository
 import yaml
 
 from wmse import figures
@@ -13,14 +14,6 @@ ROOT = Path(__file__).resolve().parents[2]
 STATIC = ROOT / "book" / "_static"
 
 
-def load(name):
-    spec = importlib.util.spec_from_file_location(f"book_{name}", ROOT / "book" / "tools" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-picture, repository = load("picture"), load("repository")
 SPHINX = yaml.safe_load((ROOT / "_config.yml").read_text())["sphinx"]["config"]
 
 

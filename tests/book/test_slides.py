@@ -1,19 +1,16 @@
 """The lectures name cells that exist, stay short, and show what the chapters have drawn and printed."""
 
 import re
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import nbformat
 import pytest
+import slides
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "book" / "tools"))
-import slides  # noqa: E402
-
 FILE = ROOT / "book" / "slides.yml"
 LECTURES = slides.lectures(FILE)
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="{}pt" height="100pt" viewBox="0 0 9 9"></svg>'

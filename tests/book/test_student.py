@@ -1,17 +1,13 @@
 """The student's edition holds stubs and checks as they are tested in the chapters, and no solution."""
 
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+import student
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "book" / "tools"))
-import marks  # noqa: E402
-import student  # noqa: E402
-
 CHAPTERS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 each_chapter = pytest.mark.parametrize("name", [path.name for path in CHAPTERS])
 
@@ -116,11 +112,25 @@ def small(tmp_path):
 
 
 def test_marks_come_from_the_books_own_checks(small):
-    found = marks.marks(small / "02_ada.ipynb", small)
+    found = student.marks(small / "02_ada.ipynb", small)
     assert found["done"] == "right"
     assert found["wrong"] == "wrong: AssertionError: not the root", "the student's check does not count"
     assert found["untouched"] == "not done"
     assert found["early"].startswith("wrong") and found["removed"].startswith("missing")
-    assert marks.verdict(["while True: pass"], seconds=1).startswith("too slow")
+    assert student.verdict(["while True: pass"], seconds=1).startswith("too slow")
     with pytest.raises(ValueError, match="number of a chapter"):
-        marks.marks(small / "ada.ipynb", small)
+        student.marks(small / "ada.ipynb", small)
+
+
+def test_the_command_marks_every_file_and_says_which_it_cannot_read(tmp_path, capsys):
+    """A chapter handed in untouched has no exercise done. A file that is not there stops no other."""
+    handed_in = tmp_path / CHAPTERS[0].name
+    handed_in.write_bytes(CHAPTERS[0].read_bytes())
+    count = len(tagged(read(handed_in), "exercise"))
+    assert student.main(["mark", str(handed_in)]) == 0
+    assert student.main(["mark", str(tmp_path / "01_gone.ipynb"), str(handed_in)]) == 1
+    printed = capsys.readouterr().out
+    assert printed.count(f"0 of {count} right") == 2 and printed.count(": not done") == 2 * count
+    assert "01_gone.ipynb: " in printed
+    with pytest.raises(SystemExit):
+        student.main(["mark"])

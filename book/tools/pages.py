@@ -1,0 +1,348 @@
+"""Pages, and parts of pages, that are computed from the records while the site is built.
+
+`build.py` calls `write`. The pages of the book include the parts by their file names; each record has a page
+of its own below `book/records/`, named like its folder in `results/`.
+"""
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from wmse import figures, machine, records
+from wmse.recipes import RECIPES, get_recipe
+from wmse.records import Entry
+from wmse.reproduction import claims, queue, table_text, tables
+
+# Parts of pages; on which page each stands is said where it is made.
+LANDING, LEDGER, COMPUTE = "landing-results.md", "report-ledger.md", "report-compute.md"
+TIMES, COSTS = "course-times.md", "course-costs.md"
+INDEX = "book/records/index"
+
+METRIC = "linear_top1"  # of the landing page's table
+METHODS = ("w-mse-2", "w-mse-4", "simclr", "byol", "mse")
+VERDICTS = {"holds": "✓ holds", "fails": "✗ fails", "open": "○ open"}
+PROJECTS = {  # recipes that projects of the course are made of, and the least that they need
+    "digits/w-mse-2": "cpu",
+    "cifar10-cpu/w-mse-2": "cpu",
+    "cifar10-cpu/w-mse-4": "cpu",
+    "cifar10-200/w-mse-2": "cuda",
+    "cifar10/w-mse-2": "cuda",
+    "cifar10/w-mse-4": "cuda",
+}
+DEVICES = {"cpu": "two processor cores", "cuda": "a large GPU"}
+SCORES = {  # key of a record's metrics -> what a reader calls it
+    "linear_top1": "linear classifier, top-1 accuracy, %",
+    "linear_top5": "linear classifier, top-5 accuracy, %",
+    "linear_top1_10pct": "the same on 10% of the labels, %",
+    "linear_top1_1pct": "the same on 1% of the labels, %",
+    "knn5_euclidean_top1": "5-NN, Euclidean, top-1 accuracy, %",
+    "knn5_cosine_top1": "5-NN, cosine, top-1 accuracy, %",
+    "effective_rank_features": "effective rank of the features",
+    "effective_rank_embeddings": "effective rank of the embeddings",
+    "embedding_std": "mean standard deviation of the embeddings' directions",
+    "cca_dimensions": "dimensions that two views share (CCA)",
+    "alignment": "alignment of two views",
+    "uniformity": "uniformity",
+    "effective_rank_whitened": "effective rank after whitening",
+    "alignment_whitened": "alignment after whitening",
+    "uniformity_whitened": "uniformity after whitening",
+}
+CAPTION = "Loss, and effective rank of a batch's embeddings in training mode, in dimensions, by epoch."
+NONE_YET = "No run is on record yet."
+NO_PAGE_YET = (
+    "No run has been recorded yet; `results/QUEUE.md` of the repository lists those that are wanted."
+)
+
+
+def write(results: Path, stage: Path, chapters: Sequence[str]) -> list[str]:
+    """Write all parts and pages below `stage`, from the records below `results`.
+
+    Args:
+        chapters: names of the notebooks; the executed ones are in `notebooks` of the stage.
+
+    Returns the pages of records without ending, in the order of the contents; their index is the first.
+    """
+    entries, problems = records.read_records(results)
+    executed = chapter_times(stage / "notebooks", chapters)
+    first_chapter = executed.get("01_first_run", ("", None))[1]
+    parts = {
+        LANDING: landing(entries),
+        LEDGER: ledger(entries),
+        COMPUTE: compute(entries),
+        TIMES: times(executed),
+        COSTS: costs(entries, first_chapter),
+    }
+    for name, text in parts.items():
+        _save(stage / "book" / name, text)
+    pages = []
+    for entry in entries:
+        page = f"book/records/{entry.folder.relative_to(results).as_posix()}"
+        picture = draw_curve(entry.record.get("curve"), stage / f"{page}.svg")
+        _save(stage / f"{page}.md", record_page(entry.record, page, picture))
+        pages.append(page)
+    _save(stage / f"{INDEX}.md", record_index(entries, pages, problems))
+    return [INDEX, *pages]
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
+    """A Markdown table; the columns of these `numbers` stand to the right."""
+    rule = ["--:" if column in numbers else ":--" for column in range(len(header))]
+    lines = [header, rule, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _save(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, "utf-8")
+
+
+# The landing page, preface.md.
+
+
+def landing(entries: Sequence[Entry]) -> str:
+    """What is measured so far on CIFAR-10: methods by budgets with a run of an unchanged recipe.
+
+    The last column quotes the paper. A method with neither a run nor a quoted figure is left out.
+    """
+    rows = {row.method: row for row in tables.make_table("table-1", entries).rows if row.dataset == "cifar10"}
+    cells = {
+        (method, entry.record["name"].split("/")[0]): _mean_of_seeds(measured)
+        for method in METHODS
+        for measured in rows[method].measured
+        if METRIC in measured.scores and ", but " not in measured.rung and not measured.refusal
+        for entry in measured.entries[:1]
+    }
+    budgets = [budget for budget in claims.RUNGS if any(column == budget for _, column in cells)]
+    paper = RECIPES["cifar10/w-mse-2"]
+    header = ["CIFAR-10, linear classifier, %"]
+    for recipe in (RECIPES[f"{budget}/w-mse-2"] for budget in budgets):
+        slim = ", slim network" if recipe.width < paper.width else ""
+        header.append(f"ours, {recipe.epochs} epochs{slim}")
+    header += [] if budgets else ["ours"]
+    header.append(f"paper, quoted, {paper.epochs} epochs")
+    titles = figures.METHOD_TITLES | {"mse": "the same loss without whitening"}
+    lines = []
+    for method in METHODS:
+        measured = [cells.get((method, budget), "no run yet") for budget in budgets or [""]]
+        figure = rows[method].paper.get(METRIC)
+        if figure or set(measured) != {"no run yet"}:
+            quoted = f"{figure.value:.2f}{table_text.MARKS.get(figure.certainty, '')}" if figure else "none"
+            lines.append([titles[method], *measured, quoted])
+    text = table(header, lines, range(1, len(header))) + "\n"
+    return text if budgets else f"{text}\n{NONE_YET}\n"
+
+
+def _mean_of_seeds(measured: tables.Measured) -> str:
+    score, count = measured.scores[METRIC], len(measured.seeds)
+    spread = "" if score.deviation is None else f" ± {score.deviation:.2f}"
+    return f"{score.mean:.2f}{spread} ({count} seed{'s' * (count > 1)})"
+
+
+# The reproduction report, reproduction-report.md.
+
+
+def ledger(entries: Sequence[Entry]) -> str:
+    """A section a claim: its rule, and the verdict of each budget with the numbers behind it."""
+    summary, sections = [], []
+    for claim in claims.CLAIMS:
+        found = claims.findings(claim, entries)
+        tested = [one for one in found if one.verdict in VERDICTS]
+        best = [VERDICTS[tested[0].verdict], f"`{tested[0].rung}`"] if tested else ["not yet tested", "none"]
+        summary.append([claim.text, *best])
+        parts = [f"### {claim.text}", f"*Rule.* {claim.rule}"]
+        if tested:
+            rows = [[f"`{one.rung}`", VERDICTS[one.verdict], one.evidence] for one in tested]
+            parts.append(table(["rung", "verdict", "evidence"], rows))
+        if untested := [f"`{one.rung}` ({one.evidence})" for one in found if one not in tested]:
+            parts.append(f"Not yet tested: {'; '.join(untested)}.")
+        sections += parts
+    return "\n\n".join([table(["claim", "verdict", "rung"], summary), *sections]) + "\n"
+
+
+def compute(entries: Sequence[Entry]) -> str:
+    """Hours by machine, over all records whether finished or not; a sentence if there are none."""
+    hours: dict[str, list[float]] = {}
+    for record in (entry.record for entry in entries):
+        seconds = record.get("wall_seconds") or record.get("train_seconds") or 0.0
+        hours.setdefault(machine.in_words(record["hardware"]), []).append(seconds / 3600)
+    if not hours:
+        return f"{NONE_YET}\n"
+    rows = [[name, str(len(spent)), f"{sum(spent):,.1f}"] for name, spent in sorted(hours.items())]
+    return table(["machine", "runs", "hours, training and evaluation"], rows, (1, 2)) + "\n"
+
+
+# The course, course.md.
+
+
+def chapter_times(notebooks: Path, chapters: Sequence[str]) -> dict[str, tuple[str, float | None]]:
+    """Title of each executed chapter, and the seconds that its last execution took, if they are known."""
+    found = {}
+    for name in chapters:
+        path = notebooks / f"{name}.ipynb"
+        if path.exists():
+            executed = nbformat.read(path, as_version=4)
+            title = executed.cells[0].source.splitlines()[0].removeprefix("# ")
+            found[name] = title, executed.metadata.get("build", {}).get("seconds")
+    return found
+
+
+def times(executed: dict[str, tuple[str, float | None]]) -> str:
+    """A row a chapter: how long its execution took in the last build."""
+    rows = [
+        [f"[{int(name[:2])} {title}](../notebooks/{name}.ipynb)", str(seconds or "not known")]
+        for name, (title, seconds) in executed.items()
+    ]
+    return table(["chapter", "seconds"], rows, (1,)) + "\n"
+
+
+def costs(entries: Sequence[Entry], first_chapter: float | None) -> str:
+    """A row a recipe: time of one run, and whether that was measured or is assumed.
+
+    On *digits*, as long as no run is on record, the time of chapter 1 stands, which trains that very recipe.
+    """
+    rows = []
+    for name, device in PROJECTS.items():
+        recipe = get_recipe(name)
+        per_second, basis = queue.speed(recipe, device, entries)
+        seconds = queue.views_to_train(recipe) / per_second
+        basis = basis.rsplit(", ", 1)[0]  # the page needs no path
+        if name.startswith("digits/") and basis == "assumed" and first_chapter:
+            seconds, basis = first_chapter, "all of chapter 1, as executed for this site"
+        rows.append([f"`{name}`", DEVICES[device], machine.duration(seconds), basis])
+    return table(["one run of", "on", "training", "basis"], rows, (2,)) + "\n"
+
+
+# The pages of records.
+
+
+def record_index(entries: Sequence[Entry], pages: Sequence[str], problems: Sequence[str]) -> str:
+    """A section a budget, in it a table with a row a setting; then the records that cannot be read."""
+    budgets: dict[str, dict[str, list[str]]] = {}
+    for record, page in zip((entry.record for entry in entries), pages, strict=True):
+        budget = record["name"].rpartition("/")[0]
+        setting = _setting(record).removeprefix(f"{budget}/")
+        score = record.get("metrics", {}).get(METRIC) if record["status"] == "finished" else None
+        words = record["status"] if score is None else f"{score:.2f}"
+        link = f"[{words}]({page.removeprefix('book/records/')}.md)"
+        budgets.setdefault(budget, {}).setdefault(setting, []).append(link)
+    parts = [
+        "# Records",
+        "Every full-scale figure of this book comes from one of these runs. Each page says what was run, on "
+        "what, what it cost, what came of it, and the command that runs it again. A row below has the runs "
+        "that differ in their seeds only: the accuracy of the linear classifier in percent, or else how the "
+        "run ended, leads to the run's page.",
+    ]
+    for budget, settings in budgets.items():
+        rows = [[setting.replace("_", " "), ", ".join(links)] for setting, links in settings.items()]
+        parts += [f"## {budget or 'Under other names'}", table(["run", "linear, %, by seed"], rows)]
+    parts += [] if budgets else [NO_PAGE_YET]
+    parts += [f"- Broken, and counted nowhere: {problem}" for problem in problems]
+    return "\n\n".join(parts) + "\n"
+
+
+def record_page(record: dict[str, Any], page: str, picture: Path | None) -> str:
+    """What was run, how to run it again, and what came of it; `picture` is of its curve."""
+    parts = [f"# {_setting(record)}, seed {record['seed']}"]
+    if record["status"] != "finished":
+        parts.append(f":::{{warning}}\nThis run is {record['status']}. {record.get('error', '')}\n:::")
+    try:
+        parts.append(f"A run on the rung {records.rung(record)}.")
+    except ValueError as error:  # a recipe of old
+        parts.append(f"No recipe of today has its name: {error}.")
+    parts += ["To run it again:", f"```bash\n{command(record)}\n```"]
+    if metrics := record.get("metrics"):
+        rows = [[SCORES.get(key, key), _number(value)] for key, value in metrics.items()]
+        parts.append(f"## Scores on {record['images']['test']:,} test images")
+        parts.append(table(["score", "value"], rows, (1,)))
+    if picture:
+        curve = record["curve"]
+        ends = f"at the end {curve[-1]['loss']:.3f} and {curve[-1]['effective_rank']:.1f}"
+        alt = f"Loss and effective rank over {len(curve)} epochs; {ends}."
+        parts += ["## Training", CAPTION, f"![{alt}]({picture.name})"]
+    parts += ["## Cost", table(["what", "value"], _cost(record))]
+    parts += ["## Code", table(["what", "value"], _code(record))]
+    recipe = "\n".join(f"{key}: {json.dumps(value)}" for key, value in record["recipe"].items())
+    parts.append(f":::{{dropdown}} The recipe, field by field\n```yaml\n{recipe}\n```\n:::")
+    parts.append(f"The record itself is `results/{page.removeprefix('book/records/')}/record.json`.")
+    return "\n\n".join(parts) + "\n"
+
+
+def command(record: dict[str, Any]) -> str:
+    """The recipe and seed with what was changed; not what was typed, which holds paths of another machine."""
+    words = ["-m", "wmse", "train", record["name"], "--seed", str(record["seed"])]
+    try:
+        changes = records.departures(record)
+    except ValueError:  # a recipe of old: as it was typed
+        return record.get("command") or shlex.join(["python", *words])
+    processes = changes.pop("processes", 1)
+    launcher = ["python"] if processes == 1 else ["torchrun", "--nproc-per-node", str(processes)]
+    return shlex.join([*launcher, *words, *records.flags(changes)])
+
+
+def _setting(record: dict[str, Any]) -> str:
+    """Recipe, and what was changed of it."""
+    try:
+        changed = records.in_words(record)
+    except ValueError:  # a recipe of old
+        changed = ""
+    return ", ".join(filter(None, [record["name"], changed]))
+
+
+def _cost(record: dict[str, Any]) -> list[list[str]]:
+    spent = {key: record.get(f"{key}_seconds") for key in ("train", "wall")}
+    said = {key: machine.duration(seconds) if seconds else "" for key, seconds in spent.items()}
+    rows = [
+        ["machine", machine.in_words(record["hardware"])],
+        ["training", said["train"]],
+        ["training and evaluation", said["wall"]],
+        ["views a second in training", _number(record.get("views_per_second"), 0)],
+        ["peak memory", f"{record['peak_memory_mb']:,.0f} MiB" if record.get("peak_memory_mb") else ""],
+        ["number format of the networks", record.get("precision", "")],
+        ["started, finished", f"{record['started']}, {record.get('finished', '')}"],
+    ]
+    return [row for row in rows if row[1]]
+
+
+def _code(record: dict[str, Any]) -> list[list[str]]:
+    git = record["git"]
+    commit = "not from a checkout"
+    if git:
+        commit = f"`{git['commit'][:12]}`" + (", with changes" if git["dirty"] else "")
+    rows = [["commit", commit], ["SHA-256 of the package", f"`{record['package_sha256'][:12]}` …"]]
+    return rows + [[package, version] for package, version in record["versions"].items()]
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "not computed" if value is None else f"{value:,.{digits}f}"
+
+
+def draw_curve(curve: Sequence[dict[str, float]] | None, path: Path) -> Path | None:
+    """Loss and effective rank by epoch, as an SVG that is the same file for the same numbers.
+
+    Returns `path`, or None where there is no curve to draw.
+    """
+    if not curve:
+        return None
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figures.use_style()
+    epochs = [row["epoch"] for row in curve]
+    figure, axes = plt.subplots(2, 1, figsize=(figures.WIDTH, 4.6), sharex=True)
+    drawn = {"loss": "o", "effective_rank": "s"}
+    for ax, (key, marker), colour in zip(axes, drawn.items(), figures.OKABE_ITO, strict=False):
+        values = [row[key] for row in curve]
+        ax.plot(epochs, values, color=colour, marker=marker, markevery=max(1, len(epochs) // 10))
+        ax.set_ylabel(key.replace("_", " "))
+    axes[1].set_xlabel("epoch")
+    axes[1].set_ylim(bottom=0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+    return path

@@ -1,0 +1,233 @@
+"""What pages say of the records follows the records: the landing table, the report, a page for each run."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pages
+import pytest
+from example_records import example_record, put
+
+from wmse.figures import METHOD_TITLES
+from wmse.reproduction.paper import paper_figure
+
+ROOT = Path(__file__).resolve().parents[2]
+CURVE = [
+    {"epoch": epoch, "step": 97 * epoch, "loss": 1 / epoch, "effective_rank": 40.0 + epoch}
+    for epoch in (1, 2, 3)
+]
+
+
+@pytest.fixture
+def results(tmp_path):
+    return tmp_path / "results"
+
+
+@pytest.fixture
+def made(results, tmp_path):
+    """A function that writes all pages anew; it returns their texts by name, and the names in order."""
+
+    def write():
+        stage = tmp_path / "stage"
+        shutil.rmtree(stage, ignore_errors=True)
+        names = pages.write(results, stage, [])
+        texts = {path.relative_to(stage).as_posix(): path.read_text() for path in stage.rglob("*.md")}
+        return {name.removesuffix(".md").removeprefix("book/"): text for name, text in texts.items()}, names
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("page", "part"),
+    [
+        ("preface", pages.LANDING),
+        ("reproduction-report", pages.LEDGER),
+        ("reproduction-report", pages.COMPUTE),
+        ("course", pages.TIMES),
+        ("course", pages.COSTS),
+    ],
+)
+def test_the_parts_stand_on_their_pages(page, part, made):
+    assert f"```{{include}} {part}\n```" in (ROOT / "book" / f"{page}.md").read_text(encoding="utf-8")
+    assert part.removesuffix(".md") in made()[0]
+
+
+def test_a_table_has_numbers_to_the_right_and_keeps_its_columns():
+    text = pages.table(["what", "value"], [["a|b", "1"], ["c", "2"]], (1,))
+    assert text == "| what | value |\n| :-- | --: |\n| a\\|b | 1 |\n| c | 2 |"
+
+
+# The landing page's table never mixes measured with quoted.
+
+
+@pytest.fixture
+def landing(made):
+    """A function that gives the table's header and its rows by method, as lists of cells, and its text."""
+
+    def read():
+        text = made()[0]["landing-results"]
+        lines = [
+            [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line
+        ]
+        return lines[0][1:], {line[0]: line[1:] for line in lines[2:]}, text
+
+    return read
+
+
+def test_without_records_the_paper_stands_alone(landing):
+    header, table, text = landing()
+    assert [name.split(",")[0] for name in header] == ["ours", "paper"] and pages.NONE_YET in text
+    assert list(table) == ["W-MSE 2", "W-MSE 4", "SimCLR", "BYOL"]
+    for method in ("w-mse-2", "w-mse-4", "simclr", "byol"):
+        ours, quoted = table[METHOD_TITLES[method]]
+        assert ours == "no run yet"
+        assert quoted == f"{paper_figure('cifar10', method, 'linear_top1').value:.2f}†"
+
+
+def test_each_rung_has_a_column_and_seeds_are_averaged(landing, results):
+    for seed, value in enumerate((70.0, 71.0)):
+        put(results, example_record("cifar10-cpu/mse", seed, metrics={"linear_top1": value}))
+    put(results, example_record("cifar10-200/w-mse-2", metrics={"linear_top1": 90.123}))
+    header, table, text = landing()
+    assert header == ["ours, 200 epochs", "ours, 20 epochs, slim network", "paper, quoted, 1000 epochs"]
+    assert table["the same loss without whitening"] == ["no run yet", "70.50 ± 0.71 (2 seeds)", "none"]
+    assert table["W-MSE 2"][:2] == ["90.12 (1 seed)", "no run yet"]
+    assert pages.NONE_YET not in text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"recipe": {"epochs": 20}},
+        {"images": 5_000},
+        {"limit": 512},
+        {"status": "failed", "error": "DivergenceError: NaN"},
+        {"name": "cifar10/w-mse-2-detached"},
+    ],
+)
+def test_runs_that_are_not_of_a_rung_are_not_shown(changes, landing, results):
+    put(results, example_record(**{"metrics": {"linear_top1": 12.34}} | changes))
+    _, table, text = landing()
+    assert "12.34" not in text and table["W-MSE 2"][0] == "no run yet"
+
+
+def test_the_landing_page_leads_on():
+    page = (ROOT / "book" / "preface.md").read_text(encoding="utf-8")
+    for part in (
+        "01_first_run.ipynb",
+        "make book",
+        "make test",
+        "colab.research.google.com",
+        "Not published yet",
+    ):
+        assert part in page
+    for link in ("09_tables.ipynb", "reproduction-report.md#ledger-of-claims", "howto.md"):
+        assert link in page
+
+
+# The reproduction report.
+
+
+def test_without_records_nothing_is_tested_and_nothing_was_spent(made):
+    texts, _ = made()
+    ledger = texts["report-ledger"]
+    assert "holds |" not in ledger and ledger.count("| not yet tested | none |") == 4
+    assert texts["report-compute"] == "No run is on record yet.\n"
+
+
+def test_verdicts_and_hours_come_from_the_records(made, results):
+    for method, values in {"w-mse-4": (91, 91.2, 91.4), "w-mse-2": (90, 90.2, 90.4)}.items():
+        for seed, value in enumerate(values):
+            metrics = {"linear_top1": value}
+            put(results, example_record(f"cifar10-200/{method}", seed, metrics=metrics, wall_seconds=7200))
+    texts, _ = made()
+    ledger = texts["report-ledger"]
+    assert "| More positives help. | ✓ holds | `cifar10-200` |" in ledger
+    assert "| Whitening avoids collapse. | not yet tested | none |" in ledger
+    assert "of 3 seeds MSE has none" in ledger
+    assert "| Example GPU | 6 | 12.0 |" in texts["report-compute"]
+
+
+# A page for each record.
+
+
+def test_without_records_there_is_an_index_that_says_so(made):
+    texts, names = made()
+    assert names == [pages.INDEX] and pages.NO_PAGE_YET in texts["records/index"]
+
+
+def test_a_page_shows_the_record_and_the_command(results, tmp_path, made):
+    changes = {"epochs": 20, "normalize": False, "lr_drops": (4, 2)}
+    put(results, example_record(recipe=changes, metrics={"linear_top1": 77.123}, curve=CURVE, limit=512))
+    texts, names = made()
+    name = "book/records/cifar10/w-mse-2/seed-0"
+    assert names == [pages.INDEX, name]
+    page = texts[name.removeprefix("book/")]
+    command = (
+        "python -m wmse train cifar10/w-mse-2 --seed 0 --epochs 20 --no-normalize --lr-drops 4 2 --limit 512"
+    )
+    assert all(part in page for part in command.split(" --"))
+    assert "77.12" in page and "not computed" in page and "Example GPU" in page and "50 min" in page
+    assert f"`{'0' * 12}`" in page and "9,000 MiB" in page and "normalize: false" in page
+    assert (tmp_path / "stage" / f"{name}.svg").read_text().startswith("<?xml")
+    assert "at the end 0.333 and 43.0" in page
+    assert page.startswith("# cifar10/w-mse-2, normalize False, epochs 20, lr_drops 4 2, limit 512, seed 0\n")
+
+
+def test_the_index_has_a_row_a_setting_and_every_seed_leads_to_its_page(results, made):
+    put(results, example_record(metrics={"linear_top1": 91.0}))
+    put(results, example_record(seed=1, status="failed"))
+    put(results, example_record(recipe={"lr_drops": (4, 2)}, metrics={"linear_top1": 77.123}), "other")
+    put(results, example_record("digits/mse", metrics={"linear_top1": 12.0}))
+    put(results, example_record(metrics={"linear_top1": 13.0}) | {"name": "mine"}, "mine")
+    texts, names = made()
+    index = texts["records/index"]
+    assert "## Under other names\n" in index and "| mine | [13.00](mine.md) |" in index
+    assert "| w-mse-2 | [91.00](cifar10/w-mse-2/seed-0.md), [failed](cifar10/w-mse-2/seed-1.md) |" in index
+    assert "| w-mse-2, lr drops 4 2 | [77.12](other.md) |" in index
+    assert index.index("## cifar10\n") < index.index("## digits\n") < index.index("| mse | [12.00]")
+    for link in re.findall(r"\]\((\S+)\.md\)", index):
+        assert f"book/records/{link}" in names and f"records/{link}" in texts
+
+
+def test_the_command_is_one_that_the_command_line_takes(tmp_path, monkeypatch):
+    from wmse import __main__, training
+
+    changes = {"epochs": 3, "iterations": 2, "whitening": "qr", "output_batchnorm": True}
+    record = example_record(recipe=changes)
+    seen = []
+
+    def train(name, out, recipe, **_):
+        seen.append((name, recipe))
+        return put(tmp_path, record, "run")
+
+    monkeypatch.setattr(training, "train", train)
+    words = pages.command(record).split()
+    assert words[:4] == ["python", "-m", "wmse", "train"]
+    monkeypatch.chdir(tmp_path)
+    __main__.main([*words[3:], "--out", str(tmp_path / "run")])
+    ((name, recipe),) = seen
+    assert name == record["name"]
+    assert {field: getattr(recipe, field) for field in changes} == changes
+
+
+def test_a_deleted_record_has_no_page_and_a_broken_one_is_named(results, made):
+    folder = put(results, example_record())
+    put(results, example_record(seed=1))
+    shutil.rmtree(folder)
+    (results / "bad").mkdir()
+    (results / "bad" / "record.json").write_text("{")
+    texts, names = made()
+    assert [name.rsplit("/", 1)[1] for name in names] == ["index", "seed-1"]
+    assert "bad" in texts["records/index"] and "Broken" in texts["records/index"]
+
+
+def test_an_interrupted_run_says_so(results, made):
+    put(results, example_record(status="failed", error="DivergenceError: NaN"))
+    assert "DivergenceError: NaN" in made()[0]["records/cifar10/w-mse-2/seed-0"]
+
+
+def test_the_same_numbers_are_the_same_picture(tmp_path):
+    for name in ("a.svg", "b.svg"):
+        pages.draw_curve(CURVE, tmp_path / name)
+    assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
