@@ -1,10 +1,19 @@
 """Published figures are quoted with source and certainty, and the paper's never pass for later work's."""
 
+import csv
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
 import pytest
 
 from wmse.recipes import COMPARED, TABLE_1
 from wmse.records import is_percentage
-from wmse.reproduction.paper import FIGURES, LATER, later_figures, paper_figure
+from wmse.reproduction.paper import FIGURES, LATER, Figure, later_figures, paper_figure
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_table_1_is_whole_and_second_hand_but_for_the_unsure_cell():
@@ -67,3 +76,19 @@ def test_every_figure_is_a_percentage_with_a_source_and_stands_once():
             assert 0 < figure.value < 100 and is_percentage(figure.metric) and figure.source
             assert figure.certainty in ("sure", "second-hand", "unsure")
             assert figure.protocol in ("w-mse", "own")
+
+
+def test_the_table_is_read_without_torch_or_pandas():
+    script = "import sys; from wmse.reproduction.paper import FIGURES; print(len(FIGURES), *sys.modules)"
+    count, *modules = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout.split()
+    assert int(count) == len(FIGURES) and not {"torch", "pandas"} & set(modules)
+
+
+def test_the_table_has_a_column_for_each_field_and_figures_of_two_decimals():
+    with (ROOT / "wmse" / "reproduction" / "paper.csv").open(newline="") as table:
+        header, *rows = csv.reader(table)
+    assert header == [field.name for field in fields(Figure)]
+    assert {len(row) for row in rows} == {len(header)} and len(rows) == len(FIGURES) + len(LATER)
+    assert all(re.fullmatch(r"\d\d\.\d\d", row[header.index("value")]) for row in rows)

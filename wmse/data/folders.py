@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,20 +29,9 @@ BLOCK = 100  # images read by a thread at a time
 TINY_ADDRESS = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 AFRESH = f"Unpack the published archive afresh: {TINY_ADDRESS}"
 
-# The 100 classes of Tian, Krishnan and Isola (2020), in their order: imagenet100.txt of
-# github.com/HobbitLong/CMC.
-IMAGENET100 = """
-n02869837 n01749939 n02488291 n02107142 n13037406 n02091831 n04517823 n04589890 n03062245 n01773797
-n01735189 n07831146 n07753275 n03085013 n04485082 n02105505 n01983481 n02788148 n03530642 n04435653
-n02086910 n02859443 n13040303 n03594734 n02085620 n02099849 n01558993 n04493381 n02109047 n04111531
-n02877765 n04429376 n02009229 n01978455 n02106550 n01820546 n01692333 n07714571 n02974003 n02114855
-n03785016 n03764736 n03775546 n02087046 n07836838 n04099969 n04592741 n03891251 n02701002 n03379051
-n02259212 n07715103 n03947888 n04026417 n02326432 n03637318 n01980166 n02113799 n02086240 n03903868
-n02483362 n04127249 n02089973 n03017168 n02093428 n02804414 n02396427 n04418357 n02172182 n01729322
-n02113978 n03787032 n02089867 n02119022 n03777754 n04238763 n02231487 n03032252 n02138441 n02104029
-n03837869 n03494278 n04136333 n03794056 n03492542 n02018207 n04067472 n03930630 n03584829 n02123045
-n04229816 n02100583 n03642806 n04336792 n03259280 n02116738 n02108089 n03424325 n01855672 n02090622
-"""
+# WordNet ids of the 100 classes of Tian, Krishnan and Isola (2020), one a line, in the order of
+# imagenet100.txt of github.com/HobbitLong/CMC.
+IMAGENET100 = files("wmse.data").joinpath("imagenet100.txt").read_text()
 
 
 def read_rgb(path: str) -> "Image":
@@ -188,20 +178,20 @@ def list_imagenet100(split: str, root: Path) -> Listing:
 
 def _train_files(folders: list[Path], advice: str, published: int) -> tuple[tuple[str, ...], Tensor]:
     """Files of a folder a class, and labels. Classes take turns, so the first n images are of all of them."""
-    files = [(rank, label, path) for label, f in enumerate(folders) for rank, path in enumerate(_files(f))]
-    empty = sorted({str(f) for f in folders} - {os.path.dirname(path) for _, _, path in files})
+    found = [(rank, label, path) for label, f in enumerate(folders) for rank, path in enumerate(_files(f))]
+    empty = sorted({str(f) for f in folders} - {os.path.dirname(path) for _, _, path in found})
     if empty:
         raise FileNotFoundError(
             f"{len(empty)} of {len(folders)} folders of classes hold no images: {_some(empty)}. {advice}"
         )
-    if len(files) != published:  # warned of, not refused: a part of the set serves for trials
+    if len(found) != published:  # warned of, not refused: a part of the set serves for trials
         warnings.warn(
-            f"{folders[0].parent} holds {len(files):,} images in {len(folders)} classes, and "
+            f"{folders[0].parent} holds {len(found):,} images in {len(folders)} classes, and "
             f"the published set {published:,}: scores will not compare. {advice}",
             stacklevel=3,
         )
-    files.sort()
-    return tuple(path for _, _, path in files), torch.tensor([label for _, label, _ in files])
+    found.sort()
+    return tuple(path for _, _, path in found), torch.tensor([label for _, label, _ in found])
 
 
 def _files(folder: Path) -> list[str]:
