@@ -1,4 +1,4 @@
-"""Scoring representations: k-NN and the linear probe against plain forms, and an evaluation as a whole.
+"""Scoring representations: k-NN against scikit-learn's, and an evaluation as a whole.
 
     python -m benchmarks.evaluation [--device cuda]
 
@@ -7,17 +7,13 @@ a tenth as many on a CPU. The whole is what follows a run: features, probes, k-N
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import measuring
 from benchmarks.step import noise_images
-from wmse.evaluation import classify, evaluate, knn_accuracy
+from wmse.evaluation import evaluate, knn_accuracy
 from wmse.recipes import get_recipe
 from wmse.run import start_run
-
-EPOCHS = 20  # of the probe's 500
-BATCH, RATES, DECAY = 1000, (1e-2, 1e-6), 5e-6  # the rest of its schedule
 
 
 def clusters(count: int, width: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -27,22 +23,6 @@ def clusters(count: int, width: int, seed: int, device: torch.device) -> tuple[T
     labels = torch.randint(0, 10, (count,), generator=generator)
     rows = centres[labels] + 6 * torch.randn(count, width, generator=generator)  # hard to tell apart
     return rows.to(device), labels.to(device)
-
-
-def plain_probe(rows: Tensor, labels: Tensor, test: Tensor) -> Tensor:
-    """Logits of `test` by a linear layer trained as the probe is, with autograd and torch's Adam."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        layer = torch.nn.Linear(rows.shape[1], int(labels.max()) + 1).to(rows.device)
-    optimizer = torch.optim.Adam(layer.parameters(), RATES[0], weight_decay=DECAY)
-    schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, (RATES[1] / RATES[0]) ** (1 / EPOCHS))
-    for _ in range(EPOCHS):
-        for index in torch.randperm(len(rows), device=rows.device).split(BATCH):
-            optimizer.zero_grad()
-            F.cross_entropy(layer(rows[index]), labels[index]).backward()
-            optimizer.step()
-        schedule.step()
-    return layer(test).detach()
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -76,20 +56,11 @@ def main(arguments: list[str] | None = None) -> None:
         known = KNeighborsClassifier(5, algorithm="brute").fit(train.cpu().numpy(), labels.cpu().numpy())
         return 100 * known.score(test.cpu().numpy(), answers.cpu().numpy())
 
-    def percent(logits: Tensor) -> float:
-        return 100 * float((logits.argmax(1) == answers).float().mean())
-
     compare(
         f"5-NN, {count // 5:,} queries in {count:,} rows",
         "scikit-learn, brute force",
         sklearn_knn,
         lambda: knn_accuracy(train, labels, test, answers),
-    )
-    compare(
-        f"linear probe, {EPOCHS} of 500 epochs",
-        "autograd and torch's Adam",
-        lambda: percent(plain_probe(train, labels, test)),
-        lambda: percent(classify(train, labels, test, epochs=EPOCHS)),
     )
 
     of = "cifar10" if on_gpu else "digits"

@@ -1,7 +1,9 @@
 """Scores agree with scikit-learn's and with plain counts, a run's metrics with the functions behind them."""
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -20,6 +22,7 @@ from wmse.evaluation import (
     project,
     stratified_subset,
     top_k_accuracy,
+    train_linear,
     two_views,
 )
 from wmse.networks import build_encoder
@@ -43,6 +46,14 @@ def problem(n=400, f=10, classes=4, offset=0.0, noise=1.0):
         labels = torch.randint(0, classes, (n,), generator=generator)
         parts += [centres[labels] + noise * torch.randn(n, f, generator=generator) + offset, labels]
     return parts
+
+
+def linear_rule(n):
+    """Rows (n, 10) of which a noisy linear rule makes 4 classes, and their labels."""
+    generator = seeded()
+    rows = torch.randn(n, 10, generator=generator)
+    scores = rows @ torch.randn(10, 4, generator=generator)
+    return rows, (scores + 2 * torch.randn(n, 4, generator=generator)).argmax(1)
 
 
 def coloured(n=60, classes=3, side=4, seed=0, noise=0.0):
@@ -109,6 +120,68 @@ def test_linear_probe_is_the_top_1_of_classify():
     assert linear_probe(train, train_labels, test, test_labels, epochs=5, seed=2) == top_k_accuracy(
         logits, test_labels
     )
+
+
+@pytest.mark.parametrize("n", [150, 40])
+def test_train_linear_is_a_plain_loop_with_autograd_and_torchs_adam(n):
+    rows, labels = linear_rule(n)
+    generator = torch.Generator().manual_seed(5)
+    layer = nn.Linear(10, 4)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_((2 * torch.rand(parameter.shape, generator=generator) - 1) * 10**-0.5)
+    optimizer = torch.optim.Adam(layer.parameters(), lr=1e-2, weight_decay=0.1)
+    decay = torch.optim.lr_scheduler.ExponentialLR(optimizer, 1e-4 ** (1 / 6))
+    for _ in range(6):
+        order = torch.randperm(n, generator=generator)
+        for index in [order[:50], order[50:100], order[100:150]] if n == 150 else [order]:
+            optimizer.zero_grad()
+            F.cross_entropy(layer(rows[index]), labels[index]).backward()
+            optimizer.step()
+        decay.step()
+    found = train_linear(rows, labels, epochs=6, batch_size=50, weight_decay=0.1, seed=5)
+    torch.testing.assert_close(found, (layer.weight.data, layer.bias.data), atol=1e-6, rtol=1e-5)
+
+
+def test_train_linear_drops_incomplete_batches(monkeypatch):
+    sizes = []
+    cross_entropy = F.cross_entropy
+    monkeypatch.setattr(
+        F, "cross_entropy", lambda logits, labels: sizes.append(len(logits)) or cross_entropy(logits, labels)
+    )
+    train_linear(*linear_rule(150), epochs=2, batch_size=60)
+    assert sizes == [60, 60, 60, 60]
+
+
+def test_train_linear_works_without_gradients_outside_and_leaves_torchs_generator_alone():
+    images = coloured(n=90, noise=80)
+    rows = features(nn.Flatten(), images)
+    expected = train_linear(rows, images.labels, epochs=2)
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        found = train_linear(rows, images.labels, epochs=2)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    assert not any(tensor.requires_grad for tensor in found)
+
+
+def test_train_linear_solves_logistic_regression():
+    rows, labels = linear_rule(300)
+    weight, bias = train_linear(rows, labels, 1500, 300, learning_rates=(0.1, 1e-3), weight_decay=1e-2)
+    # scikit-learn adds up the losses; with the bias as a column of ones, its penalty is of the bias too.
+    reference = LogisticRegression(C=1 / (1e-2 * len(rows)), fit_intercept=False, tol=1e-8, max_iter=2000)
+    reference.fit(np.c_[rows.double().numpy(), np.ones(len(rows))], labels.numpy())
+    found = torch.cat([weight, bias[:, None]], 1).double()
+    torch.testing.assert_close(found, torch.from_numpy(reference.coef_), atol=1e-3, rtol=0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_train_linear_on_a_gpu_is_that_on_the_cpu():
+    rows, labels = linear_rule(1050)
+    with float32_arithmetic("cuda"):
+        on_gpu = train_linear(rows.cuda(), labels.cuda(), epochs=20, batch_size=100)
+    on_cpu = train_linear(rows, labels, epochs=20, batch_size=100)
+    torch.testing.assert_close([tensor.cpu() for tensor in on_gpu], list(on_cpu), atol=1e-4, rtol=1e-3)
 
 
 def test_a_stratified_subset_has_its_share_of_each_class():
@@ -198,17 +271,17 @@ def test_two_views_are_of_all_images_in_order_by_the_recipes_settings_and_seed(m
 
 
 def test_a_runs_metrics_are_those_of_their_functions():
-    known, new = coloured(n=90, noise=80, seed=1), coloured(n=60, noise=80, seed=2)
+    train, test = coloured(n=90, noise=80, seed=1), coloured(n=60, noise=80, seed=2)
     encoder, projector = nn.Flatten(), nn.Linear(48, 6)
-    metrics = evaluate(encoder, projector, known, new, RECIPE)
-    rows = [features(encoder, part) for part in (known, new)]
-    sets = (rows[0], known.labels, rows[1], new.labels)
+    metrics = evaluate(encoder, projector, train, test, RECIPE)
+    rows = [features(encoder, part) for part in (train, test)]
+    sets = (rows[0], train.labels, rows[1], test.labels)
     assert metrics["linear_top1"] == linear_probe(*sets, seed=RECIPE.seed)
-    few = stratified_subset(known.labels, 0.1, RECIPE.seed)
-    subset = (rows[0][few], known.labels[few], *sets[2:])
+    few = stratified_subset(train.labels, 0.1, RECIPE.seed)
+    subset = (rows[0][few], train.labels[few], *sets[2:])
     assert len(few) == 9 and metrics["linear_top1_10pct"] == linear_probe(*subset, seed=RECIPE.seed)
     assert metrics["knn5_euclidean_top1"] == knn_accuracy(*sets)
-    embeddings, views = project(projector, rows[1]), two_views(encoder, projector, new, RECIPE)
+    embeddings, views = project(projector, rows[1]), two_views(encoder, projector, test, RECIPE)
     white = [wmse_metrics.whitened(view) for view in views]
     assert metrics["effective_rank_embeddings"] == wmse_metrics.effective_rank(embeddings)
     assert metrics["cca_dimensions"] == wmse_metrics.cca_dimensions(*views)
@@ -217,36 +290,37 @@ def test_a_runs_metrics_are_those_of_their_functions():
     assert metrics["effective_rank_whitened"] == pytest.approx(6, rel=1e-4)
     assert metrics["alignment_whitened"] == wmse_metrics.alignment(*white)
     assert metrics["uniformity_whitened"] == pytest.approx(sum(map(wmse_metrics.uniformity, white)) / 2)
-    assert metrics == evaluate(encoder, projector, known, new, RECIPE), "seeded"
+    again = evaluate(encoder, projector, train, test, RECIPE, test_features=rows[1])
+    assert metrics == again, "seeded, and the same whoever computes the features"
     assert "linear_top5" not in metrics
     assert all(type(value) is float for value in metrics.values())
 
 
 def test_more_labels_help_on_an_easy_set():
-    known, new = coloured(n=600, noise=200, seed=1), coloured(n=300, noise=200, seed=2)
-    metrics = evaluate(nn.Flatten(), nn.Linear(48, 6), known, new, RECIPE)
+    train, test = coloured(n=600, noise=200, seed=1), coloured(n=300, noise=200, seed=2)
+    metrics = evaluate(nn.Flatten(), nn.Linear(48, 6), train, test, RECIPE)
     assert 40 < metrics["linear_top1_1pct"] < metrics["linear_top1_10pct"] < metrics["linear_top1"]
 
 
 def test_top_5_is_reported_from_100_classes_on():
-    known, new = coloured(n=300, classes=100, noise=60), coloured(n=200, classes=100, noise=60, seed=1)
-    metrics = evaluate(nn.Flatten(), nn.Linear(48, 6), known, new, RECIPE)
+    train, test = coloured(n=300, classes=100, noise=60), coloured(n=200, classes=100, noise=60, seed=1)
+    metrics = evaluate(nn.Flatten(), nn.Linear(48, 6), train, test, RECIPE)
     assert metrics["linear_top1"] < metrics["linear_top5"] < 100
 
 
 def test_raw_pixels_go_through_with_what_needs_more_images_than_dimensions_left_out():
-    known, new = coloured(n=90, noise=80, seed=1), coloured(n=60, noise=80, seed=2)
-    metrics = evaluate(nn.Flatten(), nn.Identity(), known, new, RECIPE)  # k = 48 > 60 / 2
+    train, test = coloured(n=90, noise=80, seed=1), coloured(n=60, noise=80, seed=2)
+    metrics = evaluate(nn.Flatten(), nn.Identity(), train, test, RECIPE)  # k = 48 > 60 / 2
     names = ("cca_dimensions", "effective_rank_whitened", "alignment_whitened", "uniformity_whitened")
     assert {name for name, value in metrics.items() if value is None} == set(names)
     assert metrics["effective_rank_features"] == metrics["effective_rank_embeddings"]
 
 
 def test_collapsed_embeddings_have_no_measures_after_whitening():
-    known, new = coloured(), coloured(seed=1)
+    train, test = coloured(), coloured(seed=1)
     constant = nn.Linear(48, 4)
     nn.init.zeros_(constant.weight)
-    metrics = evaluate(nn.Flatten(), constant, known, new, RECIPE)
+    metrics = evaluate(nn.Flatten(), constant, train, test, RECIPE)
     names = ("effective_rank_whitened", "alignment_whitened", "uniformity_whitened")
     assert {name for name, value in metrics.items() if value is None} == set(names)
     assert metrics["alignment"] == 0 and metrics["uniformity"] == pytest.approx(0, abs=1e-12)

@@ -142,10 +142,11 @@ def _train_and_record(
         _loop(run, sets["train"], out)
         save_networks(run, out)
         trained = time.monotonic()
-        record["metrics"] = evaluate(run.encoder, run.projector, sets["probe"], sets["test"], recipe)
+        test_features = features(run.encoder, sets["test"])
+        networks = run.encoder, run.projector
+        record["metrics"] = evaluate(*networks, sets["probe"], sets["test"], recipe, test_features)
         if recipe.encoder != "pixels":  # thousands of dimensions that nobody plots
-            rows = features(run.encoder, sets["test"])
-            record["spectra"] = spectra(rows, project(run.projector, rows))
+            record["spectra"] = spectra(test_features, project(run.projector, test_features))
         record |= {"status": "finished", "wall_seconds": run.seconds + time.monotonic() - trained}
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
