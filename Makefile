@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help book student test browser lint bench picture repository clean
+.PHONY: help book student plain test browser lint bench picture repository clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 : \2/p' Makefile
@@ -14,6 +14,9 @@ book: $(INSTALLED) ## execute the notebooks (smoke) and build the site in _build
 
 student: $(INSTALLED) ## write the chapters without their solutions into _build/student
 	$(BIN)/python book/tools/student.py
+
+plain: $(INSTALLED) ## write the chapters as plain notebooks, as Colab opens them, into _build/plain/notebooks
+	$(BIN)/python book/tools/plain.py _build/plain/notebooks
 
 test: $(INSTALLED) ## run the tests of the package, the notebooks and the build
 	$(BIN)/python -m pytest -q --ignore=tests/site

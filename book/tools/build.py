@@ -22,6 +22,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import links
 import pages
+import plain
 import slides
 from execute import BuildError, captured, execute_all
 from student import WEIGHTS
@@ -97,6 +98,7 @@ def make_site(root: Path) -> Path:
         raise BuildError(f"Jupyter Book failed; its warnings count as errors:\n{run.stdout}")
     lectures = root / "book" / "slides.yml"
     try:
+        plain.replace_downloads(site, root)
         slides.write(lectures, root / "_build" / "stage" / "notebooks", site / "slides")
     except ValueError as error:
         raise BuildError(str(error)) from None

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nbformat
 import papermill
+from plain import merge_setup
 
 from wmse.machine import usable_cores
 
@@ -113,9 +114,10 @@ def failure(unfinished: Path, log: str) -> str:
 def tidy(notebook: nbformat.NotebookNode, build: dict) -> None:
     """Make an executed notebook fit for the site.
 
-    Papermill's cell gets a fixed id and is hidden, solutions get a label to unfold them by, and the lines of
-    progress, the times and the paths of this machine go.
+    Papermill's cell gets a fixed id and is hidden, solutions get a label to unfold them by, setup and imports
+    become one cell, and the lines of progress, the times and the paths of this machine go.
     """
+    merge_setup(notebook)
     notebook.metadata.pop("papermill", None)
     notebook.metadata["build"] = build
     for cell in notebook.cells:

@@ -5,8 +5,9 @@
 
 `_config.yml` holds both. Links to launch a notebook, commands to clone or install, and the site's address on
 GitHub Pages repeat the address, because Colab, a shell and a Markdown viewer read no configuration. After an
-@ stands a branch, tag or commit, `branch` of the configuration; without one it stays as it is. Colab opens
-the notebooks of that version, and their setup cells install the package of the same.
+@ stands a branch, tag or commit, `branch` of the configuration; without one it stays as it is. The notebooks'
+setup cells install the package of that version. Colab opens the notebooks from the branch `colab`, whatever
+version is named: the plain edition, which `plain.py` makes.
 """
 
 import re
@@ -31,7 +32,7 @@ def current(root: Path = ROOT) -> tuple[str, str]:
 
 
 def version(root: Path = ROOT) -> str:
-    """Branch, tag or commit that Colab opens and installs: `branch` in `_config.yml`, "main" without one."""
+    """Branch, tag or commit that notebooks install: `branch` in `_config.yml`, "main" without one."""
     found = VERSION.search((root / "_config.yml").read_text())
     return found[2] if found else "main"
 
@@ -56,14 +57,12 @@ def rename(url: str, root: Path = ROOT) -> list[Path]:
     ref = ref or version(root)
     pairs = list(zip(forms(*current(root)), forms(new[1], new[2]), strict=True))
     installed = re.compile(rf"(git\+https://{re.escape(pairs[0][1])})(?![\w-])(@[\w.-]+)?")
-    launched = re.compile(rf"({re.escape(pairs[1][1])}/blob/)[\w.-]+")
     changed = []
     for path in sorted(path for place in PLACES for path in root.glob(place)):
         text = before = path.read_text(encoding="utf-8")
         for old_form, new_form in pairs:
             text = re.sub(re.escape(old_form) + r"(?![\w-])", new_form, text)
         text = installed.sub(rf"\g<1>@{ref}", text)
-        text = launched.sub(rf"\g<1>{ref}", text)
         if path.name == "_config.yml":
             text = VERSION.sub(rf"\g<1>{ref}", text)
         if text != before:

@@ -12,7 +12,6 @@ This runs code that others wrote: do it in a container or a spare account.
 """
 
 import argparse
-import re
 import secrets
 import shutil
 import subprocess
@@ -20,10 +19,10 @@ import sys
 from pathlib import Path
 
 import nbformat
+import plain
 from repository import current
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE_LINK = re.compile(r"\[([^\]]+)\]\(\.\./book/[^)]*\)")  # pages of the site are not in the edition
 WEIGHTS = shutil.ignore_patterns("*.safetensors", "*.pt")  # of encoders: large, and no chapter needs them
 SECONDS = 120  # for an exercise, imports included
 
@@ -35,8 +34,8 @@ The chapters of *Whitening for Self-Supervised Learning*, without the solutions 
 1. In an environment with Python 3.11 or newer: `pip install jupyterlab "git+{address}"`, or the
    path of a copy of the repository in place of the address. In Colab the third cell of a chapter
    installs what it needs.
-2. Open a notebook in `notebooks/` and run its cells in order. Where the text names a page of the
-   book, such as the glossary, look there; links to other chapters work here.
+2. Open a notebook in `notebooks/` and run its cells in order. Links to other chapters lead to the
+   notebooks here, links to the glossary and to other pages to the book's site.
 3. An exercise is two code cells. The first, the *stub*, raises `NotImplementedError("your turn")`
    or holds `answer = None`: write your answer into it, imports and helper functions included. The
    second is its *check*: it prints a line if the answer is right, and says what is wrong if it is
@@ -50,18 +49,13 @@ Chapters: {chapters}.
 
 
 def without_solutions(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """A chapter as a student gets it: no cell tagged `solution`, no outputs, the other cells as they are.
-
-    Links to pages of the site become plain text.
-    """
+    """A chapter without cells tagged `solution` and without outputs; the other cells as they are."""
     edition = nbformat.from_dict(notebook)
     edition.metadata.pop("build", None)
     edition.cells = [cell for cell in edition.cells if "solution" not in cell.metadata.get("tags", [])]
     for cell in edition.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-        elif cell.cell_type == "markdown":
-            cell.source = PAGE_LINK.sub(r"\1", cell.source)
     return edition
 
 
@@ -70,10 +64,10 @@ def write(root: Path = ROOT, folder: Path | None = None) -> Path:
     folder = folder or root / "_build" / "student"
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "notebooks").mkdir(parents=True)
-    names = []
+    book, names = plain.read_book(root), []
     for path in sorted((root / "notebooks").glob("*.ipynb")):
         edition = without_solutions(nbformat.read(path, as_version=4))
-        nbformat.validate(edition)
+        edition = plain.plain_notebook(edition, path.stem, book)
         nbformat.write(edition, folder / "notebooks" / path.name)
         names.append(path.stem)
     if (root / "results").exists():

@@ -1,4 +1,4 @@
-"""On Colab a chapter installs the package of its own version, and nothing that is there already.
+"""On Colab a chapter installs the version of the package that `_config.yml` names, and nothing that it has.
 
 Colab is played by a fresh environment that sees the packages of this one but for `wmse`, with a module
 `google.colab`; Git takes the repository's address to a copy of the working tree. No network is used.
@@ -163,7 +163,7 @@ def installed(colab, dry_run):
     return colab
 
 
-def test_every_chapter_has_the_same_setup_and_it_installs_the_version_that_colab_opens():
+def test_every_chapter_has_the_same_setup_and_it_installs_the_version_of_the_configuration():
     setups = {path.name: cells(path, "setup") for path in NOTEBOOKS}
     ((setup,), *_) = setups.values()
     assert f'%pip install --quiet "git+{ADDRESS}@{VERSION}"' in setup, "`make repository` writes it"
@@ -204,13 +204,13 @@ def test_a_version_is_pinned_by_the_command_that_sets_the_address(tmp_path):
     shutil.copy2(ROOT / "_config.yml", tmp_path)
     for path in NOTEBOOKS[:2]:
         shutil.copy2(path, tmp_path / "notebooks")
-    link = "https://colab.research.google.com/github/{}/blob/{}/notebooks/a.ipynb"
+    link = "https://colab.research.google.com/github/{}/blob/colab/notebooks/a.ipynb"
     page = tmp_path / "README.md"
-    page.write_text(link.format(f"{owner}/{name}", VERSION) + f" git+{ADDRESS} and git clone {ADDRESS}\n")
+    page.write_text(link.format(f"{owner}/{name}") + f" git+{ADDRESS} and git clone {ADDRESS}\n")
     repository.rename("https://github.com/a/b@v1.0", tmp_path)
     assert repository.current(tmp_path) == ("a", "b") and repository.version(tmp_path) == "v1.0"
     assert page.read_text() == (
-        link.format("a/b", "v1.0") + " git+https://github.com/a/b@v1.0 and git clone https://github.com/a/b\n"
+        link.format("a/b") + " git+https://github.com/a/b@v1.0 and git clone https://github.com/a/b\n"
     )
     for path in (tmp_path / "notebooks").glob("*.ipynb"):
         assert '"git+https://github.com/a/b@v1.0"' in cells(path, "setup")[0]

@@ -63,8 +63,8 @@ def test_actions_are_pinned_permissions_are_few_and_no_job_hangs(path):
     assert workflow["permissions"] == {"contents": "read"}
     for name, job in workflow["jobs"].items():
         assert 0 < job["timeout-minutes"] <= 90, name
-        assert set(job.get("permissions", {})) <= {"pages", "id-token"}, name
-        assert "permissions" not in job or (path.stem, name) == ("main", "publish")
+        allowed = {"publish": {"pages", "id-token"}, "colab": {"contents"}} if path.stem == "main" else {}
+        assert set(job.get("permissions", {})) <= allowed.get(name, set()), name
     for step in steps(workflow):
         if "uses" in step:
             assert re.fullmatch(r"actions/[\w-]+@v\d+", step["uses"])
@@ -79,7 +79,7 @@ def test_actions_are_pinned_permissions_are_few_and_no_job_hangs(path):
 
 def test_what_is_published_is_what_was_built_and_tested():
     jobs = read(ROOT / ".github" / "workflows" / "main.yml")["jobs"]
-    assert jobs["publish"]["needs"] == "build"
+    assert jobs["publish"]["needs"] == jobs["colab"]["needs"] == "build"
     (uploaded,) = [step["with"]["path"] for step in jobs["build"]["steps"] if "pages" in step.get("uses", "")]
     assert uploaded == "_build/html"
     assert {"make test", "make book"} <= set((ROOT / ".ci" / "run").read_text().splitlines())
@@ -105,3 +105,43 @@ def test_newest_lifts_bounds_but_those_that_must_stay_and_asks_first(tmp_path):
     names = r"^[A-Za-z][\w.-]*"
     assert re.findall(names, after, re.MULTILINE) == re.findall(names, before, re.MULTILINE)
     assert "torch>=2.6\n" in after and "sphinx-mathjax-offline==" in after
+
+
+def test_plain_notebooks_are_the_only_commit_of_the_branch_that_colab_opens(tmp_path):
+    """Pushed twice, to a repository in a folder; the launch buttons name the same branch and folder."""
+    configuration = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))
+    assert configuration["sphinx"]["config"]["html_theme_options"]["repository_branch"] == "colab"
+    assert "_build/plain/notebooks" in (ROOT / "Makefile").read_text(), "what `make plain` writes"
+
+    def git(*words, cwd=tmp_path):
+        author = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+        return subprocess.run(
+            ["git", *author, *words], cwd=cwd, check=True, capture_output=True, text=True
+        ).stdout
+
+    source = tmp_path / "source"
+    (source / ".ci").mkdir(parents=True)
+    shutil.copy2(ROOT / ".ci" / "colab", source / ".ci")
+    git("init", "-q", "--bare", "remote.git")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "first"]):
+        git(*words, cwd=source)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("GIT", "TOKEN"))}
+    command = [source / ".ci" / "colab"]
+    options = {"capture_output": True, "text": True}
+    remote = environment | {"REMOTE": str(tmp_path / "remote.git")}
+    assert subprocess.run(command, env=remote, **options).returncode, "nothing to push"
+    notebook = source / "_build" / "plain" / "notebooks" / "01_a.ipynb"
+    notebook.parent.mkdir(parents=True)
+    for text in ("{}", '{"cells": []}'):
+        notebook.write_text(text)
+        done = subprocess.run(command, env=remote, **options)
+        assert not done.returncode, done.stderr
+    inside = tmp_path / "remote.git"
+    assert git("rev-list", "--count", "colab", cwd=inside) == "1\n"
+    assert git("ls-tree", "-r", "--name-only", "colab", cwd=inside).split() == [
+        "README.md",
+        "notebooks/01_a.ipynb",
+    ]
+    assert git("show", "colab:notebooks/01_a.ipynb", cwd=inside) == '{"cells": []}'
+    nowhere = subprocess.run(command, env=environment, **options)
+    assert nowhere.returncode and "REMOTE" in nowhere.stderr
