@@ -49,7 +49,7 @@ def parse(
     if options.device.index is not None:
         torch.cuda.set_device(options.device)  # whose streams are waited for
     if prepare:
-        machine.prepare(options.device)
+        machine.configure_process(options.device)
     return options
 
 
@@ -95,7 +95,7 @@ def finish(table: Table, device: torch.device, out: Path) -> Path:
     content = asdict(table) | {
         "machine": name,
         "measured": records.now(),
-        "git": records.git_state(),
+        "git": machine.git_state(),
         "versions": machine.versions(),
         "hardware": machine.describe(device),
     }

@@ -85,7 +85,7 @@ def reference_steps(recipe: Recipe, images: ImageSet, device: torch.device, work
 
 def wmse_steps(recipe: Recipe, images: ImageSet, device: torch.device):
     """The same with this package."""
-    machine.prepare(device)
+    machine.configure_process(device)
     images = images.to(device)
     run = start_run(recipe, len(images), device)
     learner = wrapped(run)

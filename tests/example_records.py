@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from wmse.recipes import get_recipe
+from wmse.records import Record, parse_record
 
 METRICS = {
     "linear_top1": 91.0,
@@ -21,13 +22,12 @@ ACCURACIES = ("linear_top1", "knn5_euclidean_top1")
 
 
 def example_record(name="cifar10/w-mse-2", seed=0, recipe=None, metrics=None, images=10_000, **changes):
-    """The record of a finished run of `name`, with changes to its recipe, its metrics and its keys."""
+    """The JSON of a finished run's record, with changes to its recipe, its metrics and its keys."""
     held = replace(get_recipe(name), seed=seed, **recipe or {})
     record = {
         "name": name,
         "status": "finished",
         "recipe": asdict(held),
-        "overrides": recipe or {},
         "command": f"python -m wmse train {name}",
         "seed": seed,
         "git": {"commit": "0" * 40, "dirty": False},
@@ -49,6 +49,11 @@ def example_record(name="cifar10/w-mse-2", seed=0, recipe=None, metrics=None, im
         "curve": [],
     }
     return json.loads(json.dumps(record | changes))
+
+
+def parsed(content) -> Record:
+    """The record with that content."""
+    return parse_record(json.dumps(content))
 
 
 def put(root, record, folder=None):

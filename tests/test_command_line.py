@@ -31,20 +31,20 @@ def test_train_then_evaluate_gives_the_same_scores(tmp_path, monkeypatch, capsys
     assert main(["train", "digits/w-mse-2", *QUICK, *changes, "--out", "run"]) == 0
     shown = capsys.readouterr().out
     record = records.read_record("run")
-    assert record["status"] == "finished" and record["name"] == "digits/w-mse-2"
-    recipe = records.recipe_of(record)
+    assert record.status == "finished" and record.name == "digits/w-mse-2"
+    recipe = record.recipe
     assert (recipe.seed, recipe.whitening, recipe.lr_drops, recipe.views.hue) == (4, "qr", (2, 1), 0.3)
-    assert not recipe.normalize and "--views.hue 0.3" in record["command"]
+    assert not recipe.normalize and "--views.hue 0.3" in record.command
     names = ["linear_top1", "knn5_euclidean_top1", "knn5_cosine_top1", "effective_rank_features"]
     names += ["effective_rank_embeddings", "embedding_std", "cca_dimensions"]
-    assert set(names) <= set(record["metrics"]) and all(name in shown for name in record["metrics"])
+    assert set(names) <= set(record.metrics) and all(name in shown for name in record.metrics)
 
     before = (tmp_path / "run" / "record.json").read_bytes()
     assert main(["evaluate", "run"]) == 0
     shown = capsys.readouterr().out
     again = dict(line.split(maxsplit=1) for line in shown.splitlines())
-    assert list(again) == list(record["metrics"])
-    for name, value in record["metrics"].items():
+    assert list(again) == list(record.metrics)
+    for name, value in record.metrics.items():
         if value is None:
             assert again[name] == "not computed"
         else:

@@ -100,9 +100,9 @@ def test_a_training_step_makes_the_host_wait_for_nothing(request, noise):
 def test_a_recipe_trains_resumes_and_is_evaluated(noise, tmp_path):
     recipe = replace(get_recipe("cifar10/w-mse-2"), epochs=2, warmup_steps=5)
     record = records.read_record(training.train("cifar10/w-mse-2", tmp_path / "run", recipe, device="cuda"))
-    assert record["status"] == "finished" and record["hardware"]["device"] == "cuda"
+    assert record.status == "finished" and record.hardware["device"] == "cuda"
     native = torch.cuda.get_device_capability()[0] >= 8
-    assert record["precision"] == ("bfloat16" if native else "float16")
+    assert record.precision == ("bfloat16" if native else "float16")
     training.train("cifar10/w-mse-2", tmp_path / "run", recipe, device="cuda", resume=True)
 
 

@@ -236,7 +236,7 @@ def test_a_job_that_loses_a_process_ends_with_an_error_and_resumes(tmp_path):
     assert job.returncode == 0, output
     assert output.count("resuming after step") == 1, "the first process speaks for all"
     record = records.read_record(cut)
-    assert record["status"] == "finished" and record["processes"] == 2 and record["steps"] == 12
+    assert record.status == "finished" and record.processes == 2 and record.steps == 12
     assert [path.name for path in tmp_path.rglob("record.json")] == ["record.json"] * 2
     losses = [[row["loss"] for row in records.read_metrics(folder)] for folder in (whole, cut)]
     assert losses[0] == losses[1] and len(losses[0]) == 4

@@ -58,9 +58,9 @@ def test_every_recipe_of_a_data_set_takes_a_step(root, request, tmp_path, monkey
         recipe, out = small(name), tmp_path / "runs" / name
         limit = 8 if dataset == "imagenet100" else None
         record = records.read_record(train(name, out, recipe, data=root, device="cpu", limit=limit))
-        assert record["status"] == "finished", name
-        images = record["images"]["train"]
-        assert record["steps"] == (images // recipe.batch_size if recipe.epochs else 0), name
+        assert record.status == "finished", name
+        images = record.images["train"]
+        assert record.steps == (images // recipe.batch_size if recipe.epochs else 0), name
         if recipe.encoder == "resnet18":
             encoder, projector = runs.load_networks(out, recipe)
             rows = features(encoder, load(dataset, "test", root).first(2))
@@ -75,7 +75,7 @@ def test_every_recipe_of_a_rung_takes_a_step(rung, small_cifar, tmp_path, monkey
     for name in (name for name in RECIPES if name.startswith(f"{rung}/")):
         recipe = small(name)
         record = records.read_record(train(name, tmp_path / name, recipe, data=tmp_path, device="cpu"))
-        assert record["status"] == "finished" and record["steps"] == 2 * recipe.epochs, name
+        assert record.status == "finished" and record.steps == 2 * recipe.epochs, name
 
 
 def test_stl10_trains_on_all_images_and_supervision_on_those_with_labels(small_stl10, tmp_path):  # noqa: F811

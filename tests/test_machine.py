@@ -44,7 +44,7 @@ import os, sys, torch
 from wmse import machine
 torch.set_num_threads(int(sys.argv[1]))
 machine.usable_cores = lambda: 2
-machine.prepare(torch.device(sys.argv[2]))
+machine.configure_process(torch.device(sys.argv[2]))
 print(torch.get_num_threads())
 """
 
@@ -64,7 +64,7 @@ def test_threads_follow_the_cores_unless_someone_has_said_otherwise(set_before, 
 FAULTS = """
 import resource, torch
 from wmse import machine
-if {prepare}: machine.prepare(torch.device("cpu"))
+if {prepare}: machine.configure_process(torch.device("cpu"))
 def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def step(): blocks = [torch.ones(2**22) for _ in range(8)]
 for _ in range(20): step()
@@ -92,6 +92,19 @@ def test_a_record_knows_its_machine():
     described = machine.describe(CPU)
     assert described["device"] == "cpu" and described["threads"] == torch.get_num_threads()
     assert machine.versions()["torch"] == torch.__version__
+
+
+def test_the_hash_is_of_the_sources(tmp_path, monkeypatch):
+    package = tmp_path / "wmse"
+    package.mkdir()
+    (package / "a.py").write_text("x = 1\n")
+    monkeypatch.setattr(machine, "__file__", str(package / "machine.py"))
+    first = machine.package_hash()
+    (package / "notes.txt").write_text("no source")
+    assert machine.package_hash() == first
+    (package / "a.py").write_text("x = 2\n")
+    assert machine.package_hash() != first
+    assert machine.git_state() is None, "outside a checkout there is no commit"
 
 
 def test_the_peak_of_memory_is_what_was_held_at_once():

@@ -22,8 +22,8 @@ def test_each_recipe_of_digits_trains_for_a_few_steps(name, tmp_path, monkeypatc
     recipe = get_recipe(name)
     recipe = replace(recipe, epochs=min(recipe.epochs, 2), precision="float32")
     record = records.read_record(train(name, tmp_path / "run", recipe, limit=recipe.batch_size * 2))
-    assert record["status"] == "finished" and record["steps"] == 2 * recipe.epochs
-    assert all(row["loss"] == row["loss"] for row in record["curve"])
+    assert record.status == "finished" and record.steps == 2 * recipe.epochs
+    assert all(row["loss"] == row["loss"] for row in record.curve)
     encoder, projector = runs.load_networks(tmp_path / "run", recipe)
     images = load("digits", "test").first(4)
     assert projector(encoder(images.normalised())).shape[0] == 4

@@ -62,10 +62,10 @@ def stop_after(monkeypatch, step, error):
 
 def test_a_run_leaves_a_record_a_row_an_epoch_and_its_networks(alone):
     record = records.read_record(alone)
-    assert record["status"] == "finished" and record["steps"] == 9 and record["limit"] == 200
-    assert record["images"] == {"train": 200, "probe": 200, "test": 200} and record["precision"] == "float32"
-    assert record["peak_memory_mb"] > 0 and record["curve"] == records.read_metrics(alone)
-    assert [row["epoch"] for row in record["curve"]] == [1, 2, 3]
+    assert record.status == "finished" and record.steps == 9 and record.limit == 200
+    assert record.images == {"train": 200, "probe": 200, "test": 200} and record.precision == "float32"
+    assert record.peak_memory_mb > 0 and record.curve == records.read_metrics(alone)
+    assert [row["epoch"] for row in record.curve] == [1, 2, 3]
     names = {"record.json", "metrics.csv", "encoder.safetensors", "projector.safetensors"}
     assert {path.name for path in alone.iterdir()} == names
 
@@ -83,7 +83,7 @@ def test_a_resumed_run_ends_like_one_left_alone(step, alone, tmp_path, monkeypat
         stop_after(patch, step, OSError("no power"))
         train(NAME, tmp_path / "run", TINY, limit=200)
     record = records.read_record(tmp_path / "run")
-    assert record["status"] == "failed" and "no power" in record["error"]
+    assert record.status == "failed" and "no power" in record.error
     train(NAME, tmp_path / "run", TINY, limit=200, resume=True)
     assert f"resuming after step {step}" in capsys.readouterr().out
     same_weights(alone, tmp_path / "run")
@@ -158,7 +158,7 @@ def test_a_run_killed_by_a_signal_can_be_resumed(number, alone, tmp_path):
     process.stdout.read()
     process.wait(timeout=60)
     assert process.returncode != 0
-    status = records.read_record(tmp_path / "run")["status"]
+    status = records.read_record(tmp_path / "run").status
     assert status == ("running" if number == signal.SIGKILL else "interrupted")
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -188,7 +188,7 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(method, tmp
     with pytest.raises(DivergenceError, match="learning_rate"):
         train("digits/" + method, tmp_path / "run", recipe, limit=200)
     record = records.read_record(tmp_path / "run")
-    assert record["status"] == "failed" and "DivergenceError" in record["error"]
+    assert record.status == "failed" and "DivergenceError" in record.error
     state = runs.load_checkpoint(tmp_path / "run")
     assert state is None or all(tensor.isfinite().all() for tensor in state["learner"].values())
 

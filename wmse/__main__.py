@@ -117,7 +117,7 @@ def _train(arguments: list[str]) -> int:
         )
         if distributed.rank() == 0:
             print(f"\n{out}")
-            _show(records.read_record(out)["metrics"])
+            _show(records.read_record(out).metrics)
     return 0
 
 

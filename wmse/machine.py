@@ -1,30 +1,35 @@
-"""The machine that a run is on: what it is, what it is told before the work, and what memory that took."""
+"""What a run runs on: processor, threads and memory of this process; the package's code and its versions."""
 
 import ctypes
+import hashlib
 import math
 import os
 import platform
+import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch  # which takes a second to import: only functions that are told a device need it
 
 CGROUP = Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # numbers of glibc's mallopt
 
 
-def prepare(device: torch.device) -> None:
+def configure_process(device: "torch.device") -> None:
     """Set this process up for work on a device.
 
-    For CUDA, cuDNN tries its algorithms and keeps the fastest, as the official code lets it. For a CPU, as
-    many threads as cores that the process may use (`usable_cores`), never more than torch has set already,
-    and left alone where OMP_NUM_THREADS is set: a thread too many waits for the others, and all wait for it.
-    And on Linux freed memory stays with the process, but for blocks above 32 MiB. A step frees and takes the
-    same gigabyte each time, and each time the kernel would clear every page of it: a fifth of a step of the
-    slim ResNet-18 on two cores. Larger blocks go back: kept too, they cost a fifth more memory at full width.
+    CUDA: cuDNN times its algorithms and keeps the fastest, as in the official code. CPU: torch gets as many
+    threads as there are cores to use (`usable_cores`), never more than it has already, because one thread
+    too many makes all others wait; where OMP_NUM_THREADS is set, threads stay as they are. On Linux, freed
+    blocks of up to 32 MiB stay with the process: each step frees and takes the same gigabyte, and clearing
+    its pages anew cost a fifth of a step of the slim ResNet-18 on two cores. Keeping larger blocks too would
+    cost a fifth more memory at full width.
     """
+    import torch
+
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
     if device.type != "cpu":
@@ -33,9 +38,9 @@ def prepare(device: torch.device) -> None:
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):  # another C library than glibc: as it is
+    except (OSError, AttributeError, TypeError):  # a C library other than glibc has no mallopt
         return
-    if mallopt(M_MMAP_THRESHOLD, 2**25):  # where it is refused, the other alone would make things worse
+    if mallopt(M_MMAP_THRESHOLD, 2**25):  # without this limit the next one alone would cost time
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
@@ -59,8 +64,10 @@ def _quota() -> float:
         return math.inf
 
 
-def describe(device: torch.device) -> dict[str, Any]:
-    """Device type, platform, processor, cores and threads; for CUDA also the GPU. For records."""
+def describe(device: "torch.device") -> dict[str, Any]:
+    """Device type, platform, processor, cores and threads; for CUDA also the GPU. A record's `hardware`."""
+    import torch
+
     processor = platform.processor()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -84,17 +91,19 @@ def describe(device: torch.device) -> dict[str, Any]:
     return machine
 
 
-def in_words(machine: dict[str, Any]) -> str:
+def hardware_label(hardware: dict[str, Any]) -> str:
     """What `describe` found, for a reader: the GPU, or threads and processor."""
-    if "gpu" in machine:
-        return str(machine["gpu"])
-    threads = machine.get("threads")
+    if "gpu" in hardware:
+        return str(hardware["gpu"])
+    threads = hardware.get("threads")
     count = f"{threads} thread{'s' * (threads != 1)} of " if threads else ""
-    return f"{count}{machine.get('cpu') or machine.get('device', 'a machine')}"
+    return f"{count}{hardware.get('cpu') or hardware.get('device', 'a machine')}"
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a run's numbers."""
+    import torch
+
     found = {"python": platform.python_version(), "torch": torch.__version__}
     for package in ("wmse", "torchvision", "numpy", "scikit-learn"):
         try:
@@ -104,11 +113,38 @@ def versions() -> dict[str, str]:
     return found
 
 
-def peak_memory_mb(device: torch.device) -> float:
+def package_hash() -> str:
+    """SHA-256 over the package's sources: two records with the same one ran the same code."""
+    digest = hashlib.sha256()
+    folder = Path(__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the package's checkout and whether the checkout differs from it; None outside of one."""
+
+    def git(*arguments: str) -> str:
+        options = {"cwd": Path(__file__).parent, "capture_output": True, "text": True, "check": True}
+        return subprocess.run(["git", *arguments], timeout=20, **options).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", __file__)  # fails if installed inside somebody else's checkout
+        code = [":(top)", ":(top,exclude)results", ":(top,exclude)benchmarks/results"]
+        dirty = bool(git("status", "--porcelain", "--", *code))  # what runs leave behind changes no run
+        return {"commit": git("rev-parse", "HEAD"), "dirty": dirty}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def peak_memory_mb(device: "torch.device") -> float:
     """The most memory this process has held so far in MiB: the GPU's if `device` is one, else the host's."""
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.max_memory_allocated(device) / 2**20
-    try:  # Linux: of this program alone, where the next takes over that of the process which started it
+    try:  # Linux. getrusage, below, would count the process that started this one as well
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line.split()[1] for line in lines if line.startswith("VmHWM:"))) / 2**10
     except (OSError, StopIteration):
@@ -119,7 +155,7 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def duration(seconds: float) -> str:
-    """A time in words: seconds up to two minutes, minutes up to an hour and a half, then hours."""
+    """A time for a reader: seconds below two minutes, minutes below an hour and a half, then hours."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"

@@ -1,91 +1,168 @@
-"""One run, one folder: record.json (what, how, where, with what result), metrics.csv, encoder.safetensors."""
+"""A run leaves a folder: record.json (what ran, how, where, with what result), metrics.csv, the networks.
+
+`Record` is the content of record.json. Reading one checks all types and ranges, and parses the recipe, once.
+A key that only some records have is one more field of `Record`, with a default; keys that `Record` does not
+name, such as those of older records, are kept and not checked.
+"""
 
 import csv
-import hashlib
 import json
 import math
 import os
-import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import Field, asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-import torch
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+    with_config,
+)
+from pydantic_core import PydanticCustomError
 
 from wmse import machine
 from wmse.recipes import RECIPES, Recipe, ViewSettings
 
-STATUSES = (
-    "running",
-    "finished",
-    "interrupted",
-    "failed",
-    "obsolete",
-)  # obsolete: a later record replaces it
+if TYPE_CHECKING:
+    import torch
 
-# key -> what it holds; float takes whole numbers too
-ALWAYS = {
-    "name": str,
-    "status": str,
-    "recipe": dict,
-    "overrides": dict,
-    "seed": int,
-    "git": dict | None,
-    "package_sha256": str,
-    "versions": dict,
-    "hardware": dict,
-    "started": str,
-}
-FINISHED = {
-    "metrics": dict,
-    "finished": str,
-    "steps": int,
-    "train_seconds": float,
-    "wall_seconds": float,
-    "precision": str,
-    "images": dict,
-    "peak_memory_mb": float,
-}
-OPTIONAL = {"command": str | None, "limit": int | None, "views_per_second": float | None, "processes": int}
-AMOUNTS = ("steps", "train_seconds", "wall_seconds", "peak_memory_mb", "limit", "views_per_second")
-# Metrics that null may stand for, because they need more images or dimensions than there are.
-UNCOMPUTED = ("cca_dimensions", "effective_rank_whitened", "alignment_whitened", "uniformity_whitened")
+Status = Literal["running", "finished", "interrupted", "failed", "obsolete"]  # obsolete: replaced by a later
+STATUSES = get_args(Status)
+NO_CHANGES: Mapping[str, Any] = MappingProxyType({})
+# Fields that do not define the experiment. Runs that differ only in these are averaged. The number of
+# processes does define it: BatchNorm sees each process's part of a batch or, synchronised, the whole.
+NOT_OF_THE_EXPERIMENT = ("seed", "precision", "compile", "sync_batchnorm")
+# Metrics that may be null: they need more images or dimensions than some runs have.
+MAY_BE_NULL = ("cca_dimensions", "effective_rank_whitened", "alignment_whitened", "uniformity_whitened")
+BREAKDOWNS = ("SingularCovarianceError", "DivergenceError")
+FINISHED = ("metrics", "finished", "steps", "train_seconds", "wall_seconds", "precision", "images")
+FINISHED += ("peak_memory_mb",)  # the keys that the record of a finished run must have
 
 
 class BrokenRecordError(ValueError):
-    """A record that cannot be believed; the message names the file, the key and the value."""
+    """A record with a wrong or missing value; the message names the file, the key and the value."""
 
 
-def validate(record: Any, where: str | Path = "the record") -> None:
-    """Raise BrokenRecordError unless `record` holds what a record of its status must, in types and ranges.
-
-    `where` names the record's file in messages.
-    """
-    if not isinstance(record, dict):
-        raise BrokenRecordError(f"{where} holds {record!r:.60} where an object with keys is needed")
-    for key, value in _leaves(record):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise _broken(where, key, value, "a finite number, or null")
-    _check_types(record, ALWAYS, where)
-    if record["status"] not in STATUSES:
-        raise _broken(where, "status", record["status"], f"one of {', '.join(STATUSES)}")
-    if record["status"] == "finished":
-        _check_types(record, FINISHED, where)
-        _check_finished(record, where)
-    _check_types(record, {key: kind for key, kind in OPTIONAL.items() if key in record}, where)
-    for key in AMOUNTS:
-        if (record.get(key) or 0) < 0:
-            raise _broken(where, key, record[key], "0 or more")
-    _check_recipe(record, where)
+def _has_offset(text: str) -> str:
+    try:
+        if datetime.fromisoformat(text).tzinfo:
+            return text
+    except ValueError:
+        pass
+    raise PydanticCustomError("time", "Input should be a time in ISO 8601, with its offset from UTC")
 
 
-def recipe_of(record: dict[str, Any]) -> Recipe:
-    """The recipe that a record holds; fields that it lacks, being older, take today's defaults."""
-    values = _tuples(record["recipe"])
-    return Recipe(**values | {"views": ViewSettings(**_tuples(values.get("views", {})))})
+Time = Annotated[str, AfterValidator(_has_offset)]
+Amount = Annotated[float, Field(ge=0)]
+Steps = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+for _class in (Recipe, ViewSettings):  # an unknown field of a recipe is an error; of a record it is not
+    with_config(ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))(_class)
+
+
+class Record(BaseModel):
+    """What is known of one run. The order of the fields is that of the keys in record.json."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    name: str  # of the recipe, "cifar10-200/w-mse-2"
+    status: Status
+    recipe: Recipe  # fields that an older record lacks take today's defaults
+    command: str | None = None
+    seed: int
+    git: dict[str, Any] | None
+    package_sha256: str
+    versions: dict[str, Any]
+    hardware: dict[str, Any]
+    started: Time
+    precision: str = ""
+    processes: Count = 1
+    limit: Steps | None = None  # only so many images of each split were used
+    images: dict[str, Count] = {}  # by split
+    metrics: dict[str, float | None] = {}
+    spectra: dict[str, Any] = {}
+    error: str = ""
+    wall_seconds: Amount = 0.0  # training and evaluation
+    finished: Time = ""
+    steps: Steps = 0
+    train_seconds: Amount = 0.0
+    views_per_second: Amount | None = None  # in training
+    peak_memory_mb: Amount = 0.0  # MiB
+    curve: list[dict[str, float | None]] = []  # the rows of metrics.csv
+
+    @field_validator("metrics")
+    @classmethod
+    def _check_metrics(cls, metrics: dict[str, float | None]) -> dict[str, float | None]:
+        for metric, value in metrics.items():
+            if expected := _expected(metric, value):
+                raise ValueError(f"{metric} is {value!r}; expected {expected}")
+        return metrics
+
+    @model_validator(mode="after")
+    def _check_whole(self) -> "Record":
+        if self.seed != self.recipe.seed:
+            raise ValueError(f"seed is {self.seed}; expected the recipe's seed, {self.recipe.seed}")
+        if self.status == "finished":
+            present = self.model_fields_set | {f"images.{split}" for split in self.images}
+            if lacking := [key for key in (*FINISHED, "images.test") if key not in present]:
+                raise ValueError(f"a finished run lacks the key {lacking[0]!r}")
+        return self
+
+    @property
+    def budget(self) -> str:
+        """Data set and budget, the name's first part: "cifar10-200"; empty where the name has one part."""
+        return self.name.rpartition("/")[0]
+
+    @property
+    def method(self) -> str:
+        """The name's second part: "w-mse-2"."""
+        return self.name.rpartition("/")[2]
+
+    @cached_property
+    def changes(self) -> dict[str, Any]:
+        """How the recipe differs from the one it is named after; also the limit, and processes beyond one.
+
+        Fields of the views are named "views.hue". Raises ValueError if the name is no recipe's.
+        """
+        if self.name not in RECIPES:
+            raise ValueError(f"{self.name!r} is not the name of a recipe")
+        named, own = _flat(RECIPES[self.name]), _flat(self.recipe)
+        changes = {
+            key: own[key] for key in own if own[key] != named[key] and key not in NOT_OF_THE_EXPERIMENT
+        }
+        if self.limit is not None:
+            changes["limit"] = self.limit
+        if self.processes > 1:
+            changes |= {"processes": self.processes, "sync_batchnorm": self.recipe.sync_batchnorm}
+        return changes
+
+    @property
+    def changes_label(self) -> str:
+        """The changes for a reader: "epochs 20, lr_drops 4 2"; empty where there are none."""
+        values = {key: value if isinstance(value, tuple) else (value,) for key, value in self.changes.items()}
+        return ", ".join(" ".join(map(str, (key, *value))) for key, value in values.items())
+
+    @property
+    def budget_label(self) -> str:
+        """The budget for a reader: "cifar10 (1000 epochs), but epochs 20, limit 512"."""
+        changes, recipe = self.changes_label, RECIPES[self.name]
+        cost = f"{recipe.epochs} epochs" if recipe.epochs else "not trained"
+        slim = f", width {recipe.width}" if recipe.width != Recipe.width else ""
+        return f"{self.budget} ({cost}{slim})" + (f", but {changes}" if changes else "")
+
+    @property
+    def breakdown(self) -> str:
+        """The error, if the run's own numbers ended it: an outcome, which would come again. Else empty."""
+        return self.error if self.status == "failed" and self.error.split(":")[0] in BREAKDOWNS else ""
 
 
 def is_percentage(metric: str) -> bool:
@@ -93,151 +170,76 @@ def is_percentage(metric: str) -> bool:
     return "top1" in metric or "top5" in metric
 
 
-def _check_types(record: dict[str, Any], kinds: dict[str, Any], where: str | Path) -> None:
-    for key, kind in kinds.items():
-        name = getattr(kind, "__name__", str(kind))
-        if key not in record:
-            raise BrokenRecordError(f"{where} lacks the key {key!r} ({name})")
-        if not _is(record[key], kind):
-            raise _broken(where, key, record[key], name)
-
-
-def _check_finished(record: dict[str, Any], where: str | Path) -> None:
-    for key in ("started", "finished"):
-        if not _is_time(record[key]):
-            raise _broken(where, key, record[key], "a time in ISO 8601, with its offset from UTC")
-    if "test" not in record["images"]:
-        raise BrokenRecordError(f"{where} lacks the key 'images.test', on how many images it was scored")
-    for split, count in record["images"].items():
-        if not _is(count, int) or count < 1:
-            raise _broken(where, f"images.{split}", count, "a number of images, 1 or more")
-    for metric, value in record["metrics"].items():
-        if problem := _problem(metric, value):
-            raise _broken(where, f"metrics.{metric}", value, problem)
-
-
-def _problem(metric: str, value: Any) -> str | None:
-    """What a metric ought to be, if it is not."""
+def _expected(metric: str, value: float | None) -> str:
+    """What a metric ought to be, if it is not; else nothing."""
     if value is None:
-        return None if metric in UNCOMPUTED else "a number: null stands only for what cannot be computed"
-    if not _is(value, float):
-        return "a number"
+        return "" if metric in MAY_BE_NULL else "a number: this metric is never null"
     if is_percentage(metric) and not 0 <= value <= 100:
         return "an accuracy in percent, 0 to 100"
-    if any(word in metric for word in ("rank", "dimensions", "std")) and value < 0:
-        return "0 or more"
-    return None
+    return "0 or more" if value < 0 and any(word in metric for word in ("rank", "dimensions", "std")) else ""
 
 
-def _check_recipe(record: dict[str, Any], where: str | Path) -> None:
-    held = record["recipe"]
-    views = held.get("views", {})
-    if not isinstance(views, dict):
-        raise _broken(where, "recipe.views", views, "dict")
-    for cls, values, prefix in ((Recipe, held, "recipe."), (ViewSettings, views, "recipe.views.")):
-        known = {field.name: field for field in fields(cls)}
-        for key, value in values.items():
-            if key not in known:
-                raise _broken(where, prefix + key, value, f"no such key: {cls.__name__} has no field {key}")
-            if key != "views" and not _like(value, known[key]):
-                raise _broken(where, prefix + key, value, f"a value like {known[key].default!r}")
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    values = asdict(recipe)
+    return values | {f"views.{key}": value for key, value in values.pop("views").items()}
+
+
+def parse_record(text: str | bytes, where: str | Path = "the record") -> Record:
+    """The record in a JSON text; BrokenRecordError, which begins with `where`, unless all of it is sound."""
     try:
-        recipe = recipe_of(record)
-    except (TypeError, ValueError) as error:
-        raise _broken(where, "recipe", held, f"a recipe ({error})") from None
-    if recipe.seed != record["seed"]:
-        raise _broken(where, "seed", record["seed"], f"the recipe's seed, {recipe.seed}")
+        return Record.model_validate_json(text)
+    except ValidationError as error:
+        raise BrokenRecordError(f"{where}: {_problem(error.errors()[0], text)}") from None
 
 
-def _is_time(text: str) -> bool:
-    try:
-        return datetime.fromisoformat(text).tzinfo is not None
-    except ValueError:
-        return False
+def _problem(error: Mapping[str, Any], text: str | bytes) -> str:
+    """A pydantic error in words: the key, the value seen, and what is expected."""
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if error["type"] == "json_invalid":
+        return f"it is not JSON: {message}"
+    value, path = json.loads(text), []
+    for part in error["loc"]:
+        if not isinstance(value, dict) or part not in value:
+            break  # an item of a list: the whole list is shown
+        value = value[part]
+        path.append(str(part))
+    key = ".".join(path)
+    if error["type"] == "missing" and isinstance(value, dict):
+        return f"it lacks the key {'.'.join([*path, error['loc'][-1]])!r}"
+    if error["type"] == "value_error":
+        return ".".join([*path, message])
+    return f"{key or 'it'} is {value!r:.80}; expected {message}"
 
 
-def _is(value: Any, kind: Any) -> bool:
-    """Whether a value of JSON is of a kind; true and false are no numbers, and whole numbers are floats."""
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, kind | int if kind in (float, float | None) else kind)
+def start_record(name: str, recipe: Recipe, device: "torch.device", **known: Any) -> Record:
+    """What is known of a run before it starts, with further keys; `status` is "running" until it is set."""
+    return Record(
+        name=name,
+        status="running",
+        recipe=recipe,
+        seed=recipe.seed,
+        git=machine.git_state(),
+        package_sha256=machine.package_hash(),
+        versions=machine.versions(),
+        hardware=machine.describe(device),
+        started=now(),
+        **known,
+    )
 
 
-def _like(value: Any, field: Field) -> bool:
-    """Whether a value may stand in a field, to judge by its default; JSON's lists are tuples."""
-    default = field.default
-    if default is None:
-        return value is None or _is(value, int)
-    if isinstance(default, tuple):
-        any_length = Ellipsis in get_args(field.type)
-        alike = isinstance(value, list | tuple) and all(_is(item, type(default[0])) for item in value)
-        return alike and (any_length or len(value) == len(default))
-    return _is(value, type(default))
+def write_record(folder: Path, record: Record) -> None:
+    """Write record.json in one step: a reader sees the old file or the new one, never half of one."""
+    content = plain(record.model_dump(exclude_unset=True, warnings=False))
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    _replace(folder / "record.json", text + "\n")
 
 
-def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-
-
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """All values within JSON, with dotted keys: ("metrics.linear_top1", 91.5)."""
-    if isinstance(value, dict | list):
-        pairs = value.items() if isinstance(value, dict) else enumerate(value)
-        for inner, item in pairs:
-            yield from _leaves(item, f"{key}.{inner}" if key else str(inner))
-    else:
-        yield key, value
-
-
-def _broken(where: str | Path, key: str, value: Any, expected: str) -> BrokenRecordError:
-    return BrokenRecordError(f"{where}: {key} is {value!r:.80}; expected {expected}")
-
-
-BREAKDOWNS = ("SingularCovarianceError", "DivergenceError")
-
-
-def start_record(
-    name: str, recipe: Recipe, device: torch.device, command: str | None = None
-) -> dict[str, Any]:
-    """What is known of a run before it starts; `status` is "running" until it is set otherwise."""
-    overrides = {}
-    if name in RECIPES:
-        named = asdict(RECIPES[name])
-        overrides = {field: value for field, value in asdict(recipe).items() if value != named[field]}
-    return {
-        "name": name,
-        "status": "running",
-        "recipe": asdict(recipe),
-        "overrides": overrides,
-        "command": command,
-        "seed": recipe.seed,
-        "git": git_state(),
-        "package_sha256": package_hash(),
-        "versions": machine.versions(),
-        "hardware": machine.describe(device),
-        "started": now(),
-    }
-
-
-def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Write record.json so that a reader sees the old file or the new one, never half of one."""
-    text = json.dumps(plain(record), indent=2, ensure_ascii=False, allow_nan=False)
-    temporary = folder / "record.json.tmp"
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, folder / "record.json")
-
-
-def read_record(folder: str | Path) -> dict[str, Any]:
+def read_record(folder: str | Path) -> Record:
     """The record in a run's folder. FileNotFoundError if there is none, BrokenRecordError if it is bad."""
     path = Path(folder) / "record.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist: {folder} is not the folder of a run")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON, or of UTF-8
-        raise BrokenRecordError(f"{path} is not JSON: {error}") from None
-    validate(record, path)
-    return record
+    return parse_record(path.read_bytes(), path)
 
 
 @dataclass(frozen=True)
@@ -245,14 +247,11 @@ class Entry:
     """A record and the folder that holds it."""
 
     folder: Path
-    record: dict[str, Any]
+    record: Record
 
 
 def read_records(root: str | Path) -> tuple[list[Entry], list[str]]:
-    """All records below `root`, by folder, and a sentence on each that is broken and left out.
-
-    A root that is absent or empty has none of either.
-    """
+    """All records below `root`, by folder, and a sentence on each that is broken and left out."""
     entries, problems = [], []
     for path in sorted(Path(root).rglob("record.json")):
         try:
@@ -262,32 +261,34 @@ def read_records(root: str | Path) -> tuple[list[Entry], list[str]]:
     return entries, problems
 
 
-def breakdown(record: dict[str, Any]) -> str:
-    """How training ended by its own numbers, "SingularCovarianceError: ...", or nothing.
-
-    Such a run has failed and will again: it is an outcome, where one that was cut off is an accident.
-    """
-    error = record.get("error") or ""
-    ended = record["status"] == "failed" and error.split(":")[0] in BREAKDOWNS
-    return error if ended else ""
+def by_seed(
+    entries: Iterable[Entry],
+    name: str,
+    changes: Mapping[str, Any] = NO_CHANGES,
+    ended: Callable[[Record], Any] = lambda record: record.status == "finished",
+) -> dict[int, Record]:
+    """Records of the recipe `name` with exactly these changes that have `ended`: the last of each seed."""
+    runs = [entry.record for entry in entries if entry.record.name == name and ended(entry.record)]
+    runs.sort(key=lambda record: record.finished)
+    return {record.seed: record for record in runs if record.changes == changes}
 
 
 def results_folder() -> Path:
-    """The folder that holds the records this book counts on, relative to the working directory.
+    """The folder of the records that the book counts on, relative to the working directory.
 
-    That is $WMSE_RESULTS; else `results` in the checkout that holds this package; else the nearest `results`
-    in the working directory or above it. Where there is none, a sentence says so, and the answer is a folder
-    that does not exist, in which no records are read. NotADirectoryError if $WMSE_RESULTS is not a folder.
+    That is $WMSE_RESULTS (NotADirectoryError if it is no folder); else `results` in the checkout that holds
+    this package; else the nearest `results` in the working directory or above it. Where there is none, a
+    sentence says so, and the answer is a folder that does not exist, in which no records are read.
     """
     chosen = os.environ.get("WMSE_RESULTS")
     if chosen and not Path(chosen).is_dir():
         raise NotADirectoryError(f"$WMSE_RESULTS is {chosen!r}, which is no folder: correct it, or unset it")
     checkout = Path(__file__).resolve().parents[1]
-    # An installed package lies beside others: a `results` among those is not ours.
+    # An installed package lies beside others, and a `results` among those is not ours.
     roots = [checkout] * (checkout / "pyproject.toml").is_file() + [Path.cwd(), *Path.cwd().parents]
     for folder in [Path(chosen)] if chosen else [root / "results" for root in roots]:
         if folder.is_dir():
-            return Path(os.path.relpath(folder))  # pages show it: no folder of this machine's above it
+            return Path(os.path.relpath(folder))  # pages show it, without this machine's folders above it
     print(
         "No run is on record here. The records are in the folder `results` of the book's repository: "
         "clone it and set $WMSE_RESULTS to that folder. Without it, tables say that there is no run yet."
@@ -297,8 +298,7 @@ def results_folder() -> Path:
 
 def free_folder(folder: Path, resume: bool = False) -> Path:
     """The first of folder, folder-2, ... that holds no run; to resume, the last that holds one."""
-    last, free = folder, folder
-    number = 1
+    last, free, number = folder, folder, 1
     while (free / "record.json").exists():
         number += 1
         last, free = free, folder.with_name(f"{folder.name}-{number}")
@@ -308,12 +308,9 @@ def free_folder(folder: Path, resume: bool = False) -> Path:
 def append_metrics(folder: Path, row: dict[str, float]) -> None:
     """Add a row to metrics.csv, with a header if it is the first."""
     path = folder / "metrics.csv"
-    fresh = not path.exists() or path.stat().st_size == 0
+    header = [] if path.exists() and path.stat().st_size else [list(row)]
     with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(row), lineterminator="\n")
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
+        csv.writer(file, lineterminator="\n").writerows([*header, list(row.values())])
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, float]]:
@@ -326,13 +323,17 @@ def read_metrics(folder: str | Path) -> list[dict[str, float]]:
 
 
 def cut_metrics(folder: Path, epochs: int) -> None:
-    """Keep the first `epochs` rows of metrics.csv: what a resumed run has behind it."""
+    """Keep the first `epochs` rows of metrics.csv: those before the checkpoint that a run resumes from."""
     path = folder / "metrics.csv"
     if path.exists():
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[: epochs + 1]
-        temporary = folder / "metrics.csv.tmp"
-        temporary.write_text("".join(lines), encoding="utf-8")
-        os.replace(temporary, path)
+        _replace(path, "".join(lines))
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def now() -> str:
@@ -340,123 +341,10 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def package_hash() -> str:
-    """SHA-256 over the package's sources: two records with the same one ran the same code."""
-    digest = hashlib.sha256()
-    folder = Path(__file__).parent
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
 def plain(value: Any) -> Any:
-    """Values as JSON has them: infinities and NaN, which it has not, become null."""
+    """Values as JSON has them: tuples become lists; infinities and NaN, which JSON lacks, become null."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def git_state() -> dict[str, Any] | None:
-    """Commit of the package's checkout and whether the checkout differs from it; None outside of one."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", *arguments],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=20,
-        )
-        return done.stdout.strip()
-
-    try:
-        git(
-            "ls-files", "--error-unmatch", __file__
-        )  # a package installed inside someone else's checkout is not it
-        code = [":(top)", ":(top,exclude)results", ":(top,exclude)benchmarks/results"]
-        dirty = bool(git("status", "--porcelain", "--", *code))  # what runs leave behind changes no run
-        return {"commit": git("rev-parse", "HEAD"), "dirty": dirty}
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-NONE: Mapping[str, Any] = MappingProxyType({})
-# How a run computes, and which of equals it is: no part of what it is an experiment on.
-IMMATERIAL = ("seed", "precision", "compile", "sync_batchnorm")
-# Several processes are material: BatchNorm sees each one's share of a batch, or, synchronised, the whole.
-
-
-def departures(record: dict[str, Any]) -> dict[str, Any]:
-    """Where a record's recipe departs from the one it is named after; its limit and processes if it had any.
-
-    Fields of the views are named "views.hue". Raises ValueError for a name that is no recipe's.
-    """
-    if record["name"] not in RECIPES:
-        raise ValueError(f"{record['name']!r} is not the name of a recipe")
-    named, held = _flat(RECIPES[record["name"]]), _flat(recipe_of(record))
-    changed = {key: value for key, value in held.items() if value != named[key] and key not in IMMATERIAL}
-    if record.get("limit") is not None:
-        changed["limit"] = record["limit"]
-    if record.get("processes", 1) > 1:
-        changed |= {"processes": record["processes"], "sync_batchnorm": held["sync_batchnorm"]}
-    return changed
-
-
-def rung(record: dict[str, Any]) -> str:
-    """The rung in words: "cifar10-200 (200 epochs)", "cifar10 (1000 epochs), but epochs 20, limit 512"."""
-    name, changed = record["name"], in_words(record)
-    recipe = RECIPES[name]
-    cost = f"{recipe.epochs} epochs" if recipe.epochs else "not trained"
-    slim = f", width {recipe.width}" if recipe.width != Recipe.width else ""
-    return f"{name.split('/')[0]} ({cost}{slim})" + (f", but {changed}" if changed else "")
-
-
-def in_words(record: dict[str, Any]) -> str:
-    """What `departures` finds, in words: "epochs 20, limit 512"; nothing where there is none."""
-    return ", ".join(f"{key} {_words(value)}" for key, value in departures(record).items())
-
-
-def is_of(record: dict[str, Any], name: str, seed: int, changes: Mapping[str, Any] = NONE) -> bool:
-    """Whether a record is of the recipe `name` with just these changes, and of that seed."""
-    return record["name"] == name and record["seed"] == seed and departures(record) == changes
-
-
-def by_seed(
-    entries: Iterable[Entry],
-    name: str,
-    changes: Mapping[str, Any] = NONE,
-    ended: Callable[[dict[str, Any]], Any] = lambda record: record["status"] == "finished",
-) -> dict[int, dict[str, Any]]:
-    """Records of the recipe `name` with just these changes that have `ended`: the last of each seed."""
-    own = [
-        entry.record
-        for entry in entries
-        if ended(entry.record) and entry.record["name"] == name and departures(entry.record) == changes
-    ]
-    own.sort(key=lambda record: record.get("finished", ""))
-    return {record["seed"]: record for record in own}
-
-
-def flags(changes: Mapping[str, Any]) -> list[str]:
-    """Changes of a recipe as flags of `python -m wmse train`: ["--slice-size", "33", "--no-normalize"]."""
-    words = []
-    for field, value in changes.items():
-        flag = field.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        else:
-            words += [f"--{flag}", *map(str, value if isinstance(value, list | tuple) else [value])]
-    return words
-
-
-def _flat(recipe: Recipe) -> dict[str, Any]:
-    values = asdict(recipe)
-    views = values.pop("views")
-    return values | {f"views.{key}": value for key, value in views.items()}
-
-
-def _words(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -78,7 +78,7 @@ def train(
     """
     recipe, out = recipe or get_recipe(name), Path(out)
     with distributed.joined(device) as where:
-        machine.prepare(where)
+        machine.configure_process(where)
         check_recipe(recipe, where)
         if distributed.from_first(lambda: _finished(out, recipe, limit, resume)):
             _say(f"{out} is finished already: nothing to do")
@@ -129,14 +129,18 @@ def _train_and_record(
     recipe, device = run.recipe, run.loss_sum.device
     out.mkdir(parents=True, exist_ok=True)
     records.cut_metrics(out, run.step // run.steps_per_epoch if run.step else 0)
-    record = records.start_record(name, recipe, device, command) | {
-        "precision": str(run.dtype).removeprefix("torch."),
-        "processes": distributed.size(),
-        "limit": limit,
-        "images": {split: len(images) for split, images in sets.items()},
-    }
+    record = records.start_record(
+        name,
+        recipe,
+        device,
+        command=command,
+        precision=str(run.dtype).removeprefix("torch."),
+        processes=distributed.size(),
+        limit=limit,
+        images={split: len(images) for split, images in sets.items()},
+    )
     if run.step and (out / "record.json").exists():
-        record["started"] = records.read_record(out)["started"]  # of the first sitting
+        record.started = records.read_record(out).started  # before the run was resumed
     records.write_record(out, record)
     try:
         _loop(run, sets["train"], out)
@@ -144,20 +148,21 @@ def _train_and_record(
         trained = time.monotonic()
         test_features = features(run.encoder, sets["test"])
         networks = run.encoder, run.projector
-        record["metrics"] = evaluate(*networks, sets["probe"], sets["test"], recipe, test_features)
+        record.metrics = evaluate(*networks, sets["probe"], sets["test"], recipe, test_features)
         if recipe.encoder != "pixels":  # thousands of dimensions that nobody plots
-            record["spectra"] = spectra(test_features, project(run.projector, test_features))
-        record |= {"status": "finished", "wall_seconds": run.seconds + time.monotonic() - trained}
+            record.spectra = spectra(test_features, project(run.projector, test_features))
+        record.wall_seconds = run.seconds + time.monotonic() - trained
+        record.status = "finished"
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
-        record["status"] = "interrupted" if interrupted else "failed"
-        record["error"] = f"{type(error).__name__}: {error}"
+        record.status = "interrupted" if interrupted else "failed"
+        record.error = f"{type(error).__name__}: {error}"
         raise
     finally:
         views = run.step * recipe.batch_size * recipe.positives
-        record |= {"finished": records.now(), "steps": run.step, "train_seconds": run.seconds}
-        record |= {"views_per_second": views / run.seconds if run.seconds else None}
-        record |= {"peak_memory_mb": machine.peak_memory_mb(device), "curve": records.read_metrics(out)}
+        record.finished, record.steps, record.train_seconds = records.now(), run.step, run.seconds
+        record.views_per_second = views / run.seconds if run.seconds else None
+        record.peak_memory_mb, record.curve = machine.peak_memory_mb(device), records.read_metrics(out)
         records.write_record(out, record)
     remove_checkpoints(out)
 
@@ -167,11 +172,11 @@ def evaluate_run(
 ) -> dict[str, float]:
     """Evaluate a run's saved networks again on the images that its record names; the record stays."""
     record = records.read_record(folder)
-    recipe = records.recipe_of(record)
+    recipe = record.recipe
     where = distributed.choose_device(device)
-    machine.prepare(where)
+    machine.configure_process(where)
     probe, test = (
-        images.first(min(record.get("limit") or len(images), len(images)))
+        images.first(min(record.limit or len(images), len(images)))
         for images in (load(recipe.dataset, split, data, where) for split in ("probe", "test"))
     )
     return evaluate(*load_networks(folder, recipe, where), probe, test, recipe)
@@ -297,13 +302,13 @@ def _finished(out: Path, recipe: Recipe, limit: int | None, resume: bool) -> boo
             f"{out} holds a run already: resume it, or choose another folder (--resume, --out)"
         )
     now = records.plain(asdict(recipe) | {"limit": limit})
-    before = records.plain(asdict(records.recipe_of(record)) | {"limit": record.get("limit")})
+    before = records.plain(asdict(record.recipe) | {"limit": record.limit})
     changed = [f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key]]
     if changed:
         raise FileExistsError(
             f"{out} holds a run with other settings: {'; '.join(changed)}. Choose another folder."
         )
-    return record["status"] == "finished"
+    return record.status == "finished"
 
 
 REPORT_SECONDS = 30.0  # between lines of progress where the output is no terminal

@@ -92,7 +92,7 @@ def film_run(name: str, seed: int) -> tuple[list[dict[str, float]], list[torch.T
     """Train a recipe, and at each moment take the measures and the embeddings (IMAGES, k) of length 1."""
     recipe = replace(get_recipe(name), seed=seed)
     device = torch.device("cpu")
-    machine.prepare(device)
+    machine.configure_process(device)
     sets = {split: load(recipe.dataset, split) for split in ("train", "test")}
     run = start_run(recipe, len(sets["train"]), device)
     learner = steps.wrapped(run)
@@ -204,8 +204,8 @@ def main(arguments: list[str] | None = None) -> None:
     film = {
         "command": f"python book/tools/film.py --seed {options.seed}",
         "seed": options.seed,
-        "commit": records.git_state(),
-        "package_sha256": records.package_hash(),
+        "commit": machine.git_state(),
+        "package_sha256": machine.package_hash(),
         "versions": machine.versions() | {"umap-learn": metadata.version("umap-learn")},
         "hardware": machine.describe(torch.device("cpu")),
         "made": records.now(),

@@ -7,14 +7,14 @@ of its own below `book/records/`, named like its folder in `results/`.
 import json
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import nbformat
 
 from wmse import figures, machine, records
 from wmse.recipes import RECIPES, get_recipe
-from wmse.records import Entry
+from wmse.records import Entry, Record
 from wmse.reproduction import claims, queue, table_text, tables
 
 # Parts of pages; on which page each stands is said where it is made.
@@ -81,7 +81,7 @@ def write(results: Path, stage: Path, chapters: Sequence[str]) -> list[str]:
     pages = []
     for entry in entries:
         page = f"book/records/{entry.folder.relative_to(results).as_posix()}"
-        picture = draw_curve(entry.record.get("curve"), stage / f"{page}.svg")
+        picture = draw_curve(entry.record.curve, stage / f"{page}.svg")
         _save(stage / f"{page}.md", record_page(entry.record, page, picture))
         pages.append(page)
     _save(stage / f"{INDEX}.md", record_index(entries, pages, problems))
@@ -110,7 +110,7 @@ def landing(entries: Sequence[Entry]) -> str:
     """
     rows = {row.method: row for row in tables.make_table("table-1", entries).rows if row.dataset == "cifar10"}
     cells = {
-        (method, entry.record["name"].split("/")[0]): _mean_of_seeds(measured)
+        (method, entry.record.budget): _mean_of_seeds(measured)
         for method in METHODS
         for measured in rows[method].measured
         if METRIC in measured.scores and ", but " not in measured.rung and not measured.refusal
@@ -167,8 +167,8 @@ def compute(entries: Sequence[Entry]) -> str:
     """Hours by machine, over all records whether finished or not; a sentence if there are none."""
     hours: dict[str, list[float]] = {}
     for record in (entry.record for entry in entries):
-        seconds = record.get("wall_seconds") or record.get("train_seconds") or 0.0
-        hours.setdefault(machine.in_words(record["hardware"]), []).append(seconds / 3600)
+        seconds = record.wall_seconds or record.train_seconds or 0.0
+        hours.setdefault(machine.hardware_label(record.hardware), []).append(seconds / 3600)
     if not hours:
         return f"{NONE_YET}\n"
     rows = [[name, str(len(spent)), f"{sum(spent):,.1f}"] for name, spent in sorted(hours.items())]
@@ -223,12 +223,11 @@ def record_index(entries: Sequence[Entry], pages: Sequence[str], problems: Seque
     """A section a budget, in it a table with a row a setting; then the records that cannot be read."""
     budgets: dict[str, dict[str, list[str]]] = {}
     for record, page in zip((entry.record for entry in entries), pages, strict=True):
-        budget = record["name"].rpartition("/")[0]
-        setting = _setting(record).removeprefix(f"{budget}/")
-        score = record.get("metrics", {}).get(METRIC) if record["status"] == "finished" else None
-        words = record["status"] if score is None else f"{score:.2f}"
+        setting = _setting(record).removeprefix(f"{record.budget}/")
+        score = record.metrics.get(METRIC) if record.status == "finished" else None
+        words = record.status if score is None else f"{score:.2f}"
         link = f"[{words}]({page.removeprefix('book/records/')}.md)"
-        budgets.setdefault(budget, {}).setdefault(setting, []).append(link)
+        budgets.setdefault(record.budget, {}).setdefault(setting, []).append(link)
     parts = [
         "# Records",
         "Every full-scale figure of this book comes from one of these runs. Each page says what was run, on "
@@ -244,76 +243,76 @@ def record_index(entries: Sequence[Entry], pages: Sequence[str], problems: Seque
     return "\n\n".join(parts) + "\n"
 
 
-def record_page(record: dict[str, Any], page: str, picture: Path | None) -> str:
+def record_page(record: Record, page: str, picture: Path | None) -> str:
     """What was run, how to run it again, and what came of it; `picture` is of its curve."""
-    parts = [f"# {_setting(record)}, seed {record['seed']}"]
-    if record["status"] != "finished":
-        parts.append(f":::{{warning}}\nThis run is {record['status']}. {record.get('error', '')}\n:::")
+    parts = [f"# {_setting(record)}, seed {record.seed}"]
+    if record.status != "finished":
+        parts.append(f":::{{warning}}\nThis run is {record.status}. {record.error}\n:::")
     try:
-        parts.append(f"A run on the rung {records.rung(record)}.")
+        parts.append(f"A run on the rung {record.budget_label}.")
     except ValueError as error:  # a recipe of old
         parts.append(f"No recipe of today has its name: {error}.")
     parts += ["To run it again:", f"```bash\n{command(record)}\n```"]
-    if metrics := record.get("metrics"):
+    if metrics := record.metrics:
         rows = [[SCORES.get(key, key), _number(value)] for key, value in metrics.items()]
-        parts.append(f"## Scores on {record['images']['test']:,} test images")
+        parts.append(f"## Scores on {record.images['test']:,} test images")
         parts.append(table(["score", "value"], rows, (1,)))
     if picture:
-        curve = record["curve"]
+        curve = record.curve
         ends = f"at the end {curve[-1]['loss']:.3f} and {curve[-1]['effective_rank']:.1f}"
         alt = f"Loss and effective rank over {len(curve)} epochs; {ends}."
         parts += ["## Training", CAPTION, f"![{alt}]({picture.name})"]
     parts += ["## Cost", table(["what", "value"], _cost(record))]
     parts += ["## Code", table(["what", "value"], _code(record))]
-    recipe = "\n".join(f"{key}: {json.dumps(value)}" for key, value in record["recipe"].items())
+    recipe = "\n".join(f"{key}: {json.dumps(value)}" for key, value in asdict(record.recipe).items())
     parts.append(f":::{{dropdown}} The recipe, field by field\n```yaml\n{recipe}\n```\n:::")
     parts.append(f"The record itself is `results/{page.removeprefix('book/records/')}/record.json`.")
     return "\n\n".join(parts) + "\n"
 
 
-def command(record: dict[str, Any]) -> str:
+def command(record: Record) -> str:
     """The recipe and seed with what was changed; not what was typed, which holds paths of another machine."""
-    words = ["-m", "wmse", "train", record["name"], "--seed", str(record["seed"])]
+    words = ["-m", "wmse", "train", record.name, "--seed", str(record.seed)]
     try:
-        changes = records.departures(record)
+        changes = dict(record.changes)
     except ValueError:  # a recipe of old: as it was typed
-        return record.get("command") or shlex.join(["python", *words])
+        return record.command or shlex.join(["python", *words])
     processes = changes.pop("processes", 1)
     launcher = ["python"] if processes == 1 else ["torchrun", "--nproc-per-node", str(processes)]
-    return shlex.join([*launcher, *words, *records.flags(changes)])
+    return shlex.join([*launcher, *words, *queue.flags(changes)])
 
 
-def _setting(record: dict[str, Any]) -> str:
+def _setting(record: Record) -> str:
     """Recipe, and what was changed of it."""
     try:
-        changed = records.in_words(record)
+        changed = record.changes_label
     except ValueError:  # a recipe of old
         changed = ""
-    return ", ".join(filter(None, [record["name"], changed]))
+    return ", ".join(filter(None, [record.name, changed]))
 
 
-def _cost(record: dict[str, Any]) -> list[list[str]]:
-    spent = {key: record.get(f"{key}_seconds") for key in ("train", "wall")}
+def _cost(record: Record) -> list[list[str]]:
+    spent = {key: getattr(record, f"{key}_seconds") for key in ("train", "wall")}
     said = {key: machine.duration(seconds) if seconds else "" for key, seconds in spent.items()}
     rows = [
-        ["machine", machine.in_words(record["hardware"])],
+        ["machine", machine.hardware_label(record.hardware)],
         ["training", said["train"]],
         ["training and evaluation", said["wall"]],
-        ["views a second in training", _number(record.get("views_per_second"), 0)],
-        ["peak memory", f"{record['peak_memory_mb']:,.0f} MiB" if record.get("peak_memory_mb") else ""],
-        ["number format of the networks", record.get("precision", "")],
-        ["started, finished", f"{record['started']}, {record.get('finished', '')}"],
+        ["views a second in training", _number(record.views_per_second, 0)],
+        ["peak memory", f"{record.peak_memory_mb:,.0f} MiB" if record.peak_memory_mb else ""],
+        ["number format of the networks", record.precision],
+        ["started, finished", f"{record.started}, {record.finished}"],
     ]
     return [row for row in rows if row[1]]
 
 
-def _code(record: dict[str, Any]) -> list[list[str]]:
-    git = record["git"]
+def _code(record: Record) -> list[list[str]]:
+    git = record.git
     commit = "not from a checkout"
     if git:
         commit = f"`{git['commit'][:12]}`" + (", with changes" if git["dirty"] else "")
-    rows = [["commit", commit], ["SHA-256 of the package", f"`{record['package_sha256'][:12]}` …"]]
-    return rows + [[package, version] for package, version in record["versions"].items()]
+    rows = [["commit", commit], ["SHA-256 of the package", f"`{record.package_sha256[:12]}` …"]]
+    return rows + [[package, version] for package, version in record.versions.items()]
 
 
 def _number(value: float | None, digits: int = 2) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pages
 import pytest
-from example_records import example_record, put
+from example_records import example_record, parsed, put
 
 from wmse.figures import METHOD_TITLES
 from wmse.reproduction.paper import paper_figure
@@ -202,7 +202,7 @@ def test_the_command_is_one_that_the_command_line_takes(tmp_path, monkeypatch):
         return put(tmp_path, record, "run")
 
     monkeypatch.setattr(training, "train", train)
-    words = pages.command(record).split()
+    words = pages.command(parsed(record)).split()
     assert words[:4] == ["python", "-m", "wmse", "train"]
     monkeypatch.chdir(tmp_path)
     __main__.main([*words[3:], "--out", str(tmp_path / "run")])

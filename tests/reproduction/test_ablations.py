@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from example_records import example_record, put
+from example_records import example_record, parsed, put
 
 from wmse.recipes import SOLO_LEARN, get_recipe
-from wmse.records import departures, read_records
+from wmse.records import read_records
 from wmse.reproduction.ablations import ABLATIONS, BASE, SEEDS, compare, three_w_mses
 from wmse.reproduction.claims import CLAIMS
 from wmse.reproduction.queue import views_to_train
@@ -27,7 +27,7 @@ def record_of(setting, seed=0, accuracy=80.0, **changes):
 @pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.label)
 def test_each_setting_can_start_and_is_what_a_record_of_it_departs_by(setting):
     check_recipe(replace(get_recipe(setting.name), **setting.changes), torch.device("cpu"))
-    assert departures(record_of(setting)) == setting.changes
+    assert parsed(record_of(setting)).changes == setting.changes
 
 
 def test_labels_are_unique_and_other_choices_are_left_alone():
@@ -101,8 +101,8 @@ def test_without_records_there_is_nothing_to_compare(ablation):
 def test_every_run_on_digits_that_is_on_record_is_shown_by_an_ablation_or_decides_a_claim():
     entries, problems = read_records(Path(__file__).resolve().parents[2] / "results")
     shown = [setting for ablation in EVERY.values() for setting in ablation.settings]
-    for entry in (entry for entry in entries if entry.record["name"].startswith("digits/")):
-        held = entry.record["name"], departures(entry.record)
+    for entry in (entry for entry in entries if entry.record.name.startswith("digits/")):
+        held = entry.record.name, entry.record.changes
         in_ledger = any(held == (f"digits/{method}", {}) for claim in CLAIMS for method in claim.methods)
         assert in_ledger or any(held == (setting.name, setting.changes) for setting in shown), entry.folder
     assert not problems

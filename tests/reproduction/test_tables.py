@@ -4,12 +4,12 @@ import json
 import shutil
 
 import pytest
-from example_records import ACCURACIES, example_record, put
+from example_records import ACCURACIES, example_record, parsed, put
 
 from wmse.__main__ import main
 from wmse.figures import DATASET_TITLES, METHOD_TITLES
 from wmse.recipes import RECIPES
-from wmse.records import departures, read_records, rung
+from wmse.records import read_records
 from wmse.reproduction.paper import FIGURES, LATER
 from wmse.reproduction.table_page import as_page
 from wmse.reproduction.table_text import HEADER, as_markdown, as_text, notes
@@ -101,7 +101,7 @@ def test_different_rungs_are_never_averaged(tmp_path):
     )
     for number, (label, record) in enumerate(runs.items()):
         record["metrics"]["linear_top1"] = 10.0 + number
-        assert rung(record) == label
+        assert parsed(record).budget_label == label
         put(tmp_path, record, f"run-{number}")
     measured = row(table(tmp_path)).measured
     assert [one.rung for one in measured] == list(runs)
@@ -165,7 +165,7 @@ def test_a_run_of_another_method_than_its_name_says_is_not_compared(tmp_path):
     record = example_record(recipe={"method": "mse"})
     put(tmp_path, record)
     (measured,) = row(table(tmp_path)).measured
-    assert departures(record) == {"method": "mse"} and measured.rung.endswith(", but method mse")
+    assert parsed(record).changes == {"method": "mse"} and measured.rung.endswith(", but method mse")
     assert measured.refusal and measured.scores["linear_top1"].difference is None
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from wmse.recipes import SOLO_LEARN
-from wmse.records import NONE, Entry, breakdown, by_seed
+from wmse.records import NO_CHANGES, Entry, Record, by_seed
 from wmse.reproduction.claims import Interval, interval
 
 SEEDS = (0, 1, 2)
@@ -21,7 +21,7 @@ class Setting(NamedTuple):
     """A recipe, perhaps with changes, and what a figure calls it."""
 
     label: str
-    changes: Mapping[str, Any] = NONE
+    changes: Mapping[str, Any] = NO_CHANGES
     name: str = BASE  # of the recipe
 
 
@@ -131,23 +131,23 @@ def compare(ablation: Ablation, entries: Sequence[Entry], metric: str = "linear_
     Raises KeyError where such a record lacks the metric.
     """
     runs = [runs_of(setting, entries) for setting in ablation.settings]
-    values = [{seed: run["metrics"][metric] for seed, run in own.items() if "metrics" in run} for own in runs]
+    values = [{seed: run.metrics[metric] for seed, run in own.items() if run.metrics} for own in runs]
     base = list(values[0].values())
     return [
         Compared(
             setting,
             scores,
-            {seed: breakdown(run) for seed, run in own.items() if breakdown(run)},
+            {seed: run.breakdown for seed, run in own.items() if run.breakdown},
             _lead(list(scores.values()), base) if number else None,
-            min(len(scores), len(base)) >= len(SEEDS) and not any(map(breakdown, own.values())),
+            min(len(scores), len(base)) >= len(SEEDS) and not any(run.breakdown for run in own.values()),
         )
         for number, (setting, own, scores) in enumerate(zip(ablation.settings, runs, values, strict=True))
     ]
 
 
-def runs_of(setting: Setting, entries: Sequence[Entry]) -> dict[int, dict[str, Any]]:
+def runs_of(setting: Setting, entries: Sequence[Entry]) -> dict[int, Record]:
     """Records by seed, those that finished or broke down; a finished one wins, then the later one."""
-    broken = by_seed(entries, setting.name, setting.changes, breakdown)
+    broken = by_seed(entries, setting.name, setting.changes, lambda record: record.breakdown)
     return dict(sorted((broken | by_seed(entries, setting.name, setting.changes)).items()))
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from statistics import fmean, variance
 
 from wmse.figures import METHOD_TITLES
-from wmse.records import Entry, by_seed
+from wmse.records import Entry, Record, by_seed
 
 SEEDS = 3  # of each method, at least
 COMPETITIVE = 1.0  # points of accuracy that "competitive" may lie behind
@@ -70,10 +70,10 @@ def findings(claim: Claim, entries: Sequence[Entry]) -> list[Finding]:
     return found
 
 
-def _numbers(record: dict) -> dict:
+def _numbers(record: Record) -> dict:
     """A run's metrics, and which share of the embedding's dimensions two views have in common."""
-    metrics = record["metrics"]
-    return metrics | {SHARED: (metrics.get("cca_dimensions") or 0.0) / record["recipe"]["embedding_dim"]}
+    metrics = record.metrics
+    return metrics | {SHARED: (metrics.get("cca_dimensions") or 0.0) / record.recipe.embedding_dim}
 
 
 def _lacking(runs: dict[str, list[dict]]) -> str:

@@ -1,7 +1,7 @@
 """The runs wanted next, from the recipes and the records: a run with a record leaves the list by itself."""
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from wmse import machine
 from wmse.recipes import FLOORS, SOLO_LEARN, TABLE_1, Recipe, get_recipe
-from wmse.records import Entry, breakdown, flags, free_folder, is_of, recipe_of
+from wmse.records import Entry, free_folder
 from wmse.reproduction.ablations import ABLATIONS, SEEDS, Ablation, three_w_mses
 
 TRAINING_IMAGES = {
@@ -150,22 +150,22 @@ def speed(recipe: Recipe, device: str, entries: Sequence[Entry]) -> tuple[float,
     alike = [
         entry
         for entry in entries
-        if entry.record["status"] == "finished"
-        and entry.record.get("views_per_second")
-        and entry.record.get("processes", 1) == 1
-        and entry.record["hardware"].get("device") == device
-        and _network(recipe_of(entry.record)) == _network(recipe)
+        if entry.record.status == "finished"
+        and entry.record.views_per_second
+        and entry.record.processes == 1
+        and entry.record.hardware.get("device") == device
+        and _network(entry.record.recipe) == _network(recipe)
     ]
     if alike:
         best = max(
             alike,
             key=lambda entry: (
-                recipe_of(entry.record).method == recipe.method,
-                entry.record["views_per_second"],
+                entry.record.recipe.method == recipe.method,
+                entry.record.views_per_second,
             ),
         )
-        on = machine.in_words(best.record["hardware"])
-        return best.record["views_per_second"], f"as measured on {on}, {best.folder.as_posix()}"
+        on = machine.hardware_label(best.record.hardware)
+        return best.record.views_per_second, f"as measured on {on}, {best.folder.as_posix()}"
     assumed = ASSUMED[device]
     grid = _view_side(recipe) / STRIDES[recipe.stem]
     slower = (grid / 32) ** 2 * (recipe.width / assumed["width"]) ** 2
@@ -209,14 +209,14 @@ def _plan(run: Wanted, device: str, entries: Sequence[Entry], results: Path) -> 
     out = stopped[-1].folder if stopped else free_folder(run.folder(results))
     views = views_to_train(recipe)
     per_second, basis = speed(recipe, device, entries) if views else (1.0, "nothing is trained")
-    status = stopped[-1].record["status"] if stopped else ""
+    status = stopped[-1].record.status if stopped else ""
     return Plan(run, out, status, views, views / per_second, basis)
 
 
 def _ended(run: Wanted, entries: Sequence[Entry]) -> bool:
     """Whether the run is finished, or broke down by its own numbers and would again."""
     failed = _found(run, ("failed",), entries)
-    return bool(_found(run, ("finished",), entries)) or any(breakdown(entry.record) for entry in failed)
+    return bool(_found(run, ("finished",), entries)) or any(entry.record.breakdown for entry in failed)
 
 
 def _found(run: Wanted, statuses: Iterable[str], entries: Sequence[Entry]) -> list[Entry]:
@@ -224,8 +224,22 @@ def _found(run: Wanted, statuses: Iterable[str], entries: Sequence[Entry]) -> li
     return [
         entry
         for entry in entries
-        if entry.record["status"] in statuses and is_of(entry.record, run.name, run.seed, dict(run.changes))
+        if entry.record.status in statuses
+        and (entry.record.name, entry.record.seed) == (run.name, run.seed)
+        and entry.record.changes == dict(run.changes)
     ]
+
+
+def flags(changes: Mapping[str, Any]) -> list[str]:
+    """Changes of a recipe as flags of `python -m wmse train`: ["--slice-size", "33", "--no-normalize"]."""
+    words = []
+    for field, value in changes.items():
+        flag = field.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *map(str, value if isinstance(value, list | tuple) else [value])]
+    return words
 
 
 def _network(recipe: Recipe) -> tuple:

@@ -67,14 +67,14 @@ def _ours(measured: Measured, metrics: Sequence[str], link: Callable[[Path, str]
     """Means, then the rung, and every seed as a link to its record."""
     rung, _, changes = measured.rung.partition(", but ")
     label = f"`{rung.split(' ')[0]}`" + (f", but {escaped(changes)}" if changes else "")
-    seeds = ", ".join(link(entry.folder, str(entry.record["seed"])) for entry in measured.entries)
+    seeds = ", ".join(link(entry.folder, str(entry.record.seed)) for entry in measured.entries)
     word = "seed" if len(measured.seeds) == 1 else f"{len(measured.seeds)} seeds:"
     return "<br>".join([*mean_cells(measured, metrics), f"{label}, {word} {seeds}"])
 
 
 def _missing(row: Row) -> list[str]:
     """Recipes of the row, from the paper's own rung down, of which no unchanged run is on record."""
-    made = {entry.record["name"] for one in row.measured if ", but " not in one.rung for entry in one.entries}
+    made = {entry.record.name for one in row.measured if ", but " not in one.rung for entry in one.entries}
     return [
         name
         for name, recipe in RECIPES.items()

@@ -9,7 +9,7 @@ from datetime import datetime
 from statistics import fmean, stdev
 
 from wmse.recipes import COMPARED, FLOORS, RECIPES
-from wmse.records import Entry, departures, recipe_of, rung
+from wmse.records import Entry
 from wmse.reproduction.paper import FIGURES, LATER, Figure, later_figures, paper_figure
 
 MARGIN = 1.0  # points below the paper's figure that count as having reached it; fixed before any run
@@ -72,7 +72,7 @@ class Measured:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        return tuple(entry.record["seed"] for entry in self.entries)
+        return tuple(entry.record.seed for entry in self.entries)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def make_table(name: str, entries: Sequence[Entry], problems: Sequence[str] = ()
     if name not in OUTLINES:
         raise ValueError(f"unknown table {name!r}; there are: {', '.join(OUTLINES)}")
     outline = OUTLINES[name]
-    own = [entry for entry in entries if recipe_of(entry.record).dataset in outline.datasets]
+    own = [entry for entry in entries if entry.record.recipe.dataset in outline.datasets]
     counted = [entry for entry in own if not _reason(entry)]
     remarks = [f"left out, {_reason(entry)}: {entry.folder}" for entry in own if _reason(entry)]
     counted, repeated = _last_of_each_seed(counted)
@@ -125,18 +125,18 @@ def make_table(name: str, entries: Sequence[Entry], problems: Sequence[str] = ()
 
 def _reason(entry: Entry) -> str:
     """Why a record cannot count, or nothing."""
-    if entry.record["status"] != "finished":
-        return entry.record["status"]
-    if entry.record["name"] not in RECIPES:
-        return f"{entry.record['name']!r} is not the name of a recipe"
+    if entry.record.status != "finished":
+        return entry.record.status
+    if entry.record.name not in RECIPES:
+        return f"{entry.record.name!r} is not the name of a recipe"
     return ""
 
 
 def _last_of_each_seed(entries: Sequence[Entry]) -> tuple[list[Entry], list[Entry]]:
     """Of runs that are equal, seed included, the one that finished last; and the others."""
     last: dict[tuple, Entry] = {}
-    for entry in sorted(entries, key=lambda entry: datetime.fromisoformat(entry.record["finished"])):
-        last[*_kind(entry), entry.record["seed"]] = entry
+    for entry in sorted(entries, key=lambda entry: datetime.fromisoformat(entry.record.finished)):
+        last[*_kind(entry), entry.record.seed] = entry
     kept = list(last.values())
     return kept, [entry for entry in entries if entry not in kept]
 
@@ -144,10 +144,10 @@ def _last_of_each_seed(entries: Sequence[Entry]) -> tuple[list[Entry], list[Entr
 def _kind(entry: Entry) -> tuple[str, str, str, int, int, int]:
     """What runs must share to be averaged: data set, method, rung, images to test, probe and train on."""
     record = entry.record
-    method = record["name"].split("/")[1]
-    images = record["images"]
+    method = record.method
+    images = record.images
     counts = (images["test"], images.get("probe", images["train"]), images["train"])
-    return recipe_of(record).dataset, method, rung(record), *counts
+    return record.recipe.dataset, method, record.budget_label, *counts
 
 
 def _quoted(dataset: str, outline: Outline) -> list[str]:
@@ -179,22 +179,22 @@ def _by_rung(kind: tuple) -> tuple:
 def _measured(entries: list[Entry], paper: dict[str, Figure]) -> Measured:
     dataset, _, label, images, *_ = _kind(entries[0])
     refusal = ""
-    if other := [field for field in ("method", "dataset") if field in departures(entries[0].record)]:
+    if other := [field for field in ("method", "dataset") if field in entries[0].record.changes]:
         refusal = f"its {' and '.join(other)} is not what its name says"
     elif images != SCORED_ON[dataset]:
         likely = "very likely " if dataset == "tiny-imagenet" else ""
         refusal = f"scored on {images:,} images, the paper {likely}on {SCORED_ON[dataset]:,}"
     values = {
-        metric: [entry.record["metrics"].get(metric) for entry in entries]
-        for metric in sorted({metric for entry in entries for metric in entry.record["metrics"]})
+        metric: [entry.record.metrics.get(metric) for entry in entries]
+        for metric in sorted({metric for entry in entries for metric in entry.record.metrics})
     }
-    own_rung = not departures(entries[0].record) and entries[0].record["name"].split("/")[0] == dataset
+    own_rung = not entries[0].record.changes and entries[0].record.name.split("/")[0] == dataset
     scores = {
         metric: _score(numbers, None if refusal else paper.get(metric), own_rung)
         for metric, numbers in values.items()
         if None not in numbers
     }
-    ordered = tuple(sorted(entries, key=lambda entry: entry.record["seed"]))
+    ordered = tuple(sorted(entries, key=lambda entry: entry.record.seed))
     return Measured(label, ordered, images, scores, refusal)
 
 
