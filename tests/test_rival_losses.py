@@ -289,8 +289,6 @@ def test_arguments_may_be_named_and_are_promoted_too():
 
 def test_cw_rgp_takes_the_steps_of_newton_schulz_that_it_is_told():
     x = embeddings(2, 8, 24)
-    losses = [
-        cw_rgp_loss(x, 8, 1, whitening="newton-schulz", whitening_iterations=steps) for steps in (1, 5, 40)
-    ]
+    losses = [cw_rgp_loss(x, 8, 1, whitening="newton-schulz", whitening_steps=steps) for steps in (1, 5, 40)]
     torch.testing.assert_close(losses[2], cw_rgp_loss(x, 8, 1), rtol=1e-6, atol=0)
     assert len({round(float(loss), 6) for loss in losses}) == 3

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from wmse import whitening as singular
+from wmse import whitening
 from wmse.whitening import FACTORISATIONS, WHITENING, SingularCovarianceError, whiten
 
 every = pytest.mark.parametrize("method", WHITENING)
@@ -212,10 +212,10 @@ def test_pca_is_zca_rotated_to_the_principal_axes():
     assert bool((axes.gather(1, axes.abs().argmax(1, keepdim=True)) > 0).all())
 
 
-def test_newton_schulz_approaches_zca_as_iterations_grow_and_stays():
+def test_newton_schulz_approaches_zca_as_steps_grow_and_stays():
     x = sample(3, 64, 16)
     target = whiten(x, "zca")
-    distances = [relative(whiten(x, "newton-schulz", iterations=t), target) for t in range(1, 40)]
+    distances = [relative(whiten(x, "newton-schulz", steps=t), target) for t in range(1, 40)]
     assert all(a > b for a, b in zip(distances[:8], distances[1:9], strict=True))
     assert max(distances[14:]) < 1e-4, "the uncoupled form blows up here"
     assert distances[0] > 0.1, "one step must not be enough, or the test shows nothing"
@@ -228,7 +228,7 @@ def test_newton_schulz_is_the_iteration_of_the_paper():
     for _ in range(4):
         P = 1.5 * P - 0.5 * P @ P @ P @ sigma / sigma.trace()
     expected = (x - x.mean(0)) @ P / sigma.trace().sqrt()
-    torch.testing.assert_close(whiten(x, "newton-schulz", iterations=4), expected, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(whiten(x, "newton-schulz", steps=4), expected, rtol=1e-10, atol=1e-10)
 
 
 def plain_eigen(x, method):
@@ -260,7 +260,7 @@ def test_zca_is_right_where_eigenvalues_coincide():
     x = whiten(sample(32, 6, dtype=torch.float64), "cholesky")  # covariance I: six equal eigenvalues
     weight = sample(32, 6, seed=3, dtype=torch.float64)
     _, ours = value_and_gradient(lambda x: whiten(x, "zca"), x, weight)
-    _, limit = value_and_gradient(lambda x: whiten(x, "newton-schulz", iterations=40), x, weight)
+    _, limit = value_and_gradient(lambda x: whiten(x, "newton-schulz", steps=40), x, weight)
     assert relative(ours, limit) < 1e-8
     assert torch.autograd.gradcheck(lambda x: whiten(x, "zca"), (x.requires_grad_(),))
 
@@ -276,9 +276,9 @@ def test_pca_has_a_bounded_gradient_where_eigenvalues_coincide(gap, dtype):
     assert bool(gradient.isfinite().all()) and float(gradient.abs().max()) < 10 * limit
 
 
-def test_fewer_than_one_iteration_is_refused():
-    with pytest.raises(ValueError, match="iterations.*0"):
-        whiten(sample(8, 2), "newton-schulz", iterations=0)
+def test_fewer_than_one_step_is_refused():
+    with pytest.raises(ValueError, match="steps.*0"):
+        whiten(sample(8, 2), "newton-schulz", steps=0)
 
 
 def test_newton_schulz_refuses_a_slice_without_spread():
@@ -663,7 +663,7 @@ def test_eps_whitens_what_is_singular(method):
 def test_where_the_check_is_deferred_a_bad_slice_is_nan_and_the_others_are_white(method, monkeypatch):
     """What CUDA sees before the error arrives: nothing computed from a bad slice can pass for sound."""
     seen = []
-    monkeypatch.setattr(singular, "require", lambda ok, explain: seen.append(ok))
+    monkeypatch.setattr(whitening, "require", lambda ok, explain: seen.append(ok))
     x = sample(3, 32, 8)
     x[1, :, 5] = x[1, :, 2]
     x.requires_grad_()

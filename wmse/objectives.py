@@ -30,7 +30,7 @@ def _slicing(batch: Batch, recipe: Recipe) -> dict[str, Any]:
         "whitening": recipe.whitening,
         "generator": batch.generator,
         "eps": recipe.whitening_eps,
-        "whitening_iterations": recipe.whitening_iterations,
+        "whitening_steps": recipe.whitening_iterations,
     }
 
 

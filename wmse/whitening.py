@@ -17,7 +17,7 @@ from wmse.numerics import refuse_second_derivative, require, without_autocast
 
 
 def whiten(
-    x: Tensor, method: str = "cholesky", eps: float = 0.0, iterations: int = 15, centre: bool = True
+    x: Tensor, method: str = "cholesky", eps: float = 0.0, steps: int = 15, centre: bool = True
 ) -> Tensor:
     """Whiten every slice of `x` with its own mean and covariance (paper, Sec. 3, Eq. 3 and after).
 
@@ -28,13 +28,12 @@ def whiten(
             "cholesky": lower triangular, the paper's.
             "qr": the same without squaring the condition number.
             "zca": symmetric, Sigma^-1/2, the one that moves the samples least.
-            "pca": onto the principal axes, largest variance first, each pointing the way in which its largest
-            entry is positive.
+            "pca": onto the principal axes, largest variance first, the largest entry of each axis positive.
             "newton-schulz": towards "zca" by products of matrices alone (IterNorm: Huang et al., CVPR 2019).
         eps: shrinkage in [0, 1]: (1 - eps) Sigma + eps I is factorised in place of Sigma, as in the official
             code. With eps > 0 the result is not quite white, by design.
-        iterations: of "newton-schulz", at least 1. Few leave directions of small variance small: each step
-            raises their share by 1.5 at most. 15 whiten a slice of Gaussian noise with n = 2k, k <= 128.
+        steps: of "newton-schulz", at least 1. Each multiplies a direction's standard deviation by 1.5 at
+            most; 15 whiten a slice of Gaussian noise with n = 2k, k <= 128.
         centre: False if `x` is centred already, in whatever sense: then Sigma is x^T x / (n - 1).
 
     Returns:
@@ -42,85 +41,29 @@ def whiten(
         With eps = 0 each slice has mean 0 and covariance I (divisor n - 1).
 
     Raises:
-        ValueError: fewer than two dimensions, a dtype that is not floating point, n or k of 0, n <= k,
-            NaN or infinity in `x`, eps outside [0, 1], fewer than 1 iterations, an unknown method.
+        ValueError: a bad shape or dtype, n <= k, NaN or infinity in `x`, an argument out of its range.
         SingularCovarianceError: a covariance that cannot be factorised to working precision.
 
-    What depends on the values is checked at once on the CPU. On CUDA that would cost a host sync, so the
-    error comes up to `wmse.numerics.MAX_PENDING` calls late, and a failed slice is NaN until then.
+    On the CPU, values are checked at once. On CUDA the check itself does not wait for the device: the error
+    comes up to `wmse.numerics.MAX_PENDING` calls late, and a refused slice is NaN until then.
     """
-    check_arguments(x, method, eps, iterations, list(WHITENING))
+    _check_arguments(x, method, eps, steps)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     with without_autocast(x.device):
         if method == "newton-schulz":
-            return _newton_schulz(x, eps, iterations, centre)
+            return _newton_schulz(x, eps, steps, centre)
         return _Whitening.apply(x, eps, method, centre)
 
 
-class _Whitening(torch.autograd.Function):
-    """Z = Xc W^T with W^T W = [(1 - eps) Sigma + eps I]^-1 = S^-1, and its gradient in closed form.
-
-    Differentiate W S W^T = I, with A = W dS W^T: dW W^-1 plus its transpose is -A. So dW = -phi(A) W with
-    phi(A) + phi(A)^T = A, and how phi divides A is all that tells one member of the family from another:
-
-        Cholesky   the lower triangle and half the diagonal, for W stays triangular (Murray, arXiv 1602.07527)
-        PCA        A_ij l_j / (l_j - l_i), with the eigenvalues l of S, for W S W^T stays diagonal
-        ZCA        A_ij l_j^1/2 / (l_j^1/2 + l_i^1/2) in the basis of eigenvectors, for W stays symmetric
-
-    Hence dZ = dXc W^T - Z phi(A)^T. For a loss with G = dl/dZ, the second term contributes -<G^T Z, phi(A)>
-    = -<T, A>, T being what phi's adjoint makes of G^T Z, and, A being symmetric, -<(T + T^T) / 2, A>. Now
-    dS = (1 - eps) (dXc^T Xc + Xc^T dXc) / (n - 1) makes A = B + B^T with B = (1 - eps) / (n - 1) W dXc^T Z.
-    Collecting what multiplies dXc, and subtracting column means because Xc is centred (C):
-
-        dl/dX = C [(G - (1 - eps) / (n - 1) Z (T + T^T)) W].
-
-    Three products of the size of X and no solve: fewer than autograd needs for the same chain.
-    """
-
-    @staticmethod
-    def forward(ctx, x: Tensor, eps: float, method: str, centre: bool) -> Tensor:
-        centred = x - x.mean(-2, keepdim=True) if centre else x
-        found = FACTORISATIONS[method](centred, eps)
-        passed = _gate(found, centred, x, method, centre)
-        matrix = found.matrix * passed
-        z = centred @ matrix.mT if found.whitened is None else found.whitened * passed
-        ctx.save_for_backward(z, matrix, found.basis, found.share)
-        ctx.eps, ctx.centre = eps, centre
-        return z
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        refuse_second_derivative("whiten")
-        z, matrix, basis, share = ctx.saved_tensors
-        with without_autocast(z.device):
-            symmetric = _divided(grad.mT @ z, basis, share)
-            rows = [tensor.reshape(-1, *tensor.shape[-2:]) for tensor in (grad, z, symmetric)]
-            grad_x = torch.baddbmm(*rows, alpha=(ctx.eps - 1) / (z.shape[-2] - 1)).view_as(z) @ matrix
-        if ctx.centre:
-            grad_x.sub_(grad_x.mean(-2, keepdim=True))
-        return grad_x, None, None, None
-
-
-def _divided(m: Tensor, basis: Tensor | None, share: Tensor | None) -> Tensor:
-    """T + T^T for m = G^T Z (..., k, k), where T is m's triangle or, in `basis` if given, `share` of m."""
-    if share is None:
-        lower = m.tril()
-        symmetric = lower + lower.mT  # T + T^T but for the diagonal, which stands here twice
-        symmetric.diagonal(dim1=-2, dim2=-1).mul_(0.5)
-        return symmetric
-    divided = share * m if basis is None else basis @ (share * (basis.mT @ m @ basis)) @ basis.mT
-    return divided + divided.mT
-
-
 class _Factorisation(NamedTuple):
-    """A whitening matrix W (..., k, k), how far it can be trusted, and what its gradient needs."""
+    """A whitening matrix, how far it can be trusted, and what its gradient needs."""
 
-    matrix: Tensor
-    unexplained: Tensor  # (...) in [0, 1]: of the worst direction, what rounding must not have made
-    tolerance: float  # below it, it may have
-    whitened: Tensor | None = None  # (..., n, k), where it comes for nothing
-    basis: Tensor | None = None  # of eigenvectors, ZCA's
-    share: Tensor | None = None  # (..., k, k): phi(A) = share * A; None: the triangle
+    matrix: Tensor  # W, (..., k, k)
+    unexplained: Tensor  # (...) in [0, 1]: smallest unexplained fraction of any direction
+    tolerance: float  # at or below it, that fraction may be rounding error, and the slice is refused
+    whitened: Tensor | None = None  # (..., n, k): Z, if the factorisation already yields it (QR)
+    basis: Tensor | None = None  # (..., k, k): eigenvectors in columns (ZCA)
+    weights: Tensor | None = None  # (..., k, k): phi(A) = weights * A; None: phi takes the lower triangle
 
 
 def _cholesky(centred: Tensor, eps: float) -> _Factorisation:
@@ -129,11 +72,11 @@ def _cholesky(centred: Tensor, eps: float) -> _Factorisation:
     factor, info = torch.linalg.cholesky_ex(covariance)
     identity = torch.eye(k, dtype=centred.dtype, device=centred.device)
     inverse = torch.linalg.solve_triangular(factor, identity, upper=False, left=False)
-    # 1 / ((Sigma^-1)_jj Sigma_jj) is the share of dimension j's variance that the other dimensions do not
+    # 1 / ((Sigma^-1)_jj Sigma_jj) is the fraction of dimension j's variance that the other dimensions do not
     # explain. Below about k times the machine's epsilon it is rounding noise, and so is W: it was below
-    # 1.2 k eps for each of 12,772 singular slices that factorised all the same. (L_jj^2 / Sigma_jj, what the
-    # dimensions before j do not explain, is cheaper but passed 2.7% of them at 100 k eps: where a dependence
-    # has little of dimension j in it, the noise in L_jj looks large.)
+    # 1.2 k eps for each of 12,772 singular slices that factorised all the same. (L_jj^2 / Sigma_jj, the
+    # fraction that the dimensions before j do not explain, is cheaper but passed 2.7% of them at 100 k eps:
+    # where a dependence has little of dimension j in it, the noise in L_jj looks large.)
     variances = covariance.diagonal(dim1=-2, dim2=-1)
     unexplained = 1 / (inverse.square().sum(-2) * variances).amax(-1)
     unexplained = torch.where(info == 0, unexplained, 0.0)
@@ -147,14 +90,13 @@ def _qr(centred: Tensor, eps: float) -> _Factorisation:
     """
     n, k = centred.shape[-2:]
     identity = torch.eye(k, dtype=centred.dtype, device=centred.device)
-    stacked = centred
     if eps:
         ridge = (math.sqrt(eps * (n - 1)) * identity).expand(*centred.shape[:-2], k, k)
-        stacked = torch.cat([math.sqrt(1 - eps) * centred, ridge], dim=-2)
-    q, r = torch.linalg.qr(stacked)
+        centred = torch.cat([math.sqrt(1 - eps) * centred, ridge], dim=-2)
+    q, r = torch.linalg.qr(centred)
     inverse = torch.linalg.solve_triangular(r, identity, upper=True)
-    # The share of each column that *all* the others do not explain, as a length. Not squared, so it may be
-    # far smaller than Cholesky's; and by all, since R_jj alone can hide a dependence by many times its size.
+    # The fraction of each column that *all* the others do not explain, as a length. It is not squared, so it
+    # may be far smaller than Cholesky's. R_jj, which only knows the columns before j, can hide a dependence.
     lengths = torch.linalg.vector_norm(inverse, dim=-1) * torch.linalg.vector_norm(r, dim=-2)
     negative = r.diagonal(dim1=-2, dim2=-1) < 0
     signs = torch.where(negative, -1.0, 1.0).to(r.dtype)[..., None, :] * math.sqrt(n - 1)
@@ -173,68 +115,37 @@ def _pca(centred: Tensor, eps: float) -> _Factorisation:
     above, below = values[..., None, :], values[..., None]
     gap = (above - below) / (above + below)
     limit = torch.finfo(centred.dtype).eps ** 0.5
-    share = 0.5 + 0.5 * gap / gap.square().clamp_min(limit**2)
-    return _Factorisation(matrix.to(centred), unexplained, tolerance, share=share.to(centred))
+    weights = 0.5 + 0.5 * gap / gap.square().clamp_min(limit**2)
+    return _Factorisation(matrix.to(centred), unexplained, tolerance, weights=weights.to(centred))
 
 
 def _zca(centred: Tensor, eps: float) -> _Factorisation:
     values, vectors, unexplained, tolerance = _eigen(centred, eps)
-    matrix = (vectors * values.rsqrt()[..., None, :]) @ vectors.mT
-    # No difference of eigenvalues anywhere: Sigma^-1/2 is smooth where they coincide, and so is this.
+    matrix = ((vectors * values.rsqrt()[..., None, :]) @ vectors.mT).to(centred)
+    # No difference of eigenvalues anywhere: Sigma^-1/2 is smooth where they coincide, and so are its weights.
     roots = values.sqrt()
-    share = roots[..., None, :] / (roots[..., None, :] + roots[..., None])
-    return _Factorisation(
-        matrix.to(centred), unexplained, tolerance, basis=vectors.to(centred), share=share.to(centred)
-    )
+    weights = (roots[..., None, :] / (roots[..., None, :] + roots[..., None])).to(centred)
+    return _Factorisation(matrix, unexplained, tolerance, basis=vectors.to(centred), weights=weights)
 
 
 def _eigen(centred: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Eigenvalues (..., k), descending, and eigenvectors in columns, float64; with least / largest length.
+    """Eigenvalues (..., k) float64, descending; eigenvectors in columns; `unexplained` and `tolerance`.
 
-    In double precision throughout, as an eigenvalue's error is a share of the *largest* one, whose inverse
-    root could be far smaller.
+    In double precision throughout, because the error of an eigenvalue is a fraction of the *largest* one, and
+    the inverse root of a small one would magnify it.
     """
-    covariance = _covariance(centred.double(), eps)
-    # LAPACK stops the program at NaN or infinity; a slice that holds them is refused as it is.
+    k, covariance = centred.shape[-1], _covariance(centred.double(), eps)
+    # LAPACK aborts the program at NaN or infinity, so such a slice is replaced here, and refused afterwards.
     sound = covariance.isfinite().all(-1).all(-1)
-    identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
+    identity = torch.eye(k, dtype=covariance.dtype, device=covariance.device)
     values, vectors = torch.linalg.eigh(torch.where(sound[..., None, None], covariance, identity))
     values, vectors = values.flip(-1), vectors.flip(-1)
     lengths = values.clamp_min(0).sqrt()
     unexplained = torch.where(sound, lengths[..., -1] / lengths[..., 0], 0.0)
-    # Of lengths, as for QR; but a covariance, even of doubles, knows them to the root of epsilon only.
-    k = centred.shape[-1]
-    tolerance = max(
-        10 * k * torch.finfo(centred.dtype).eps, math.sqrt(20 * k * torch.finfo(torch.float64).eps)
-    )
+    # These are lengths, as for QR; but from a covariance, even of doubles, only known to the root of epsilon.
+    rounding, of_doubles = (k * torch.finfo(dtype).eps for dtype in (centred.dtype, torch.float64))
+    tolerance = max(10 * rounding, math.sqrt(20 * of_doubles))
     return values.clamp_min(torch.finfo(values.dtype).tiny), vectors, unexplained.to(centred), tolerance
-
-
-FACTORISATIONS = {"cholesky": _cholesky, "qr": _qr, "zca": _zca, "pca": _pca}
-WHITENING = (*FACTORISATIONS, "newton-schulz")
-MAX_OFFSET = 0.03  # of a whitened slice's mean, in standard deviations: 1e-3 in the covariance
-
-
-def _newton_schulz(x: Tensor, eps: float, iterations: int, centre: bool) -> Tensor:
-    """Whitening by P <- (3 P - P^3 S) / 2 from P = I, with S = Sigma / tr Sigma: P approaches S^-1/2.
-
-    In the coupled form, which carries P S along: the same matrices, but what rounding adds to them dies out,
-    where the form above makes it grow once P has converged (Higham, Functions of Matrices, 2008, Sec. 6.4).
-    Autograd differentiates the iterations themselves.
-    """
-    centred = x - x.mean(-2, keepdim=True) if centre else x
-    covariance = _covariance(centred, eps)
-    identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
-    trace = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
-    product, inverse_root = covariance / trace[..., None, None], identity
-    for _ in range(iterations):
-        step = 1.5 * identity - 0.5 * inverse_root @ product
-        product, inverse_root = product @ step, step @ inverse_root
-    matrix = inverse_root * trace.rsqrt()[..., None, None]
-    with torch.no_grad():  # nothing is factorised, so nothing fails but a slice without any spread
-        spread = torch.where(trace > 0, 1.0, 0.0).to(trace)
-        passed = _gate(_Factorisation(matrix, spread, 0.5), centred, x, "newton-schulz", centre)
-    return centred @ matrix.mT * passed
 
 
 def _covariance(centred: Tensor, eps: float) -> Tensor:
@@ -245,29 +156,102 @@ def _covariance(centred: Tensor, eps: float) -> Tensor:
     return covariance
 
 
-def _gate(found: _Factorisation, centred: Tensor, x: Tensor, method: str, centre: bool) -> Tensor:
-    """(..., 1, 1): 1 for each slice whose factorisation can be trusted, NaN for those which are refused."""
-    unexplained = found.unexplained
-    if centre:
-        # What rounding left of the mean must be small beside the spread. It is not where a dimension is
-        # constant but its mean was rounded: that residue has a variance, and would be whitened to 1.
-        offset = (centred.mean(-2, keepdim=True) @ found.matrix.mT).abs().amax((-1, -2))
-        unexplained = torch.where(offset < MAX_OFFSET, unexplained, 0.0)
-    return gate(unexplained, x, found.tolerance, method)[..., None, None]
+FACTORISATIONS = {"cholesky": _cholesky, "qr": _qr, "zca": _zca, "pca": _pca}
+WHITENING = (*FACTORISATIONS, "newton-schulz")
+
+
+class _Whitening(torch.autograd.Function):
+    """Z = Xc W^T with W^T W = [(1 - eps) Sigma + eps I]^-1 = S^-1, and its gradient in closed form.
+
+    Differentiate W S W^T = I, with A = W dS W^T: dW W^-1 plus its transpose is -A. So dW = -phi(A) W with
+    phi(A) + phi(A)^T = A. How phi divides A is the only difference between the members of the family:
+
+        Cholesky   the lower triangle and half the diagonal, because W stays triangular (Murray, 1602.07527)
+        PCA        A_ij l_j / (l_j - l_i), with the eigenvalues l of S, because W S W^T stays diagonal
+        ZCA        A_ij l_j^1/2 / (l_j^1/2 + l_i^1/2) in the basis of eigenvectors: W stays symmetric
+
+    Hence dZ = dXc W^T - Z phi(A)^T. For a loss with G = dl/dZ, the second term contributes -<G^T Z, phi(A)>
+    = -<T, A>, T being what phi's adjoint makes of G^T Z, and, A being symmetric, -<(T + T^T) / 2, A>. Now
+    dS = (1 - eps) (dXc^T Xc + Xc^T dXc) / (n - 1) makes A = B + B^T with B = (1 - eps) / (n - 1) W dXc^T Z.
+    Collecting what multiplies dXc, and subtracting column means because Xc is centred (C):
+
+        dl/dX = C [(G - (1 - eps) / (n - 1) Z (T + T^T)) W].
+
+    These are three products of the size of X and no solve: fewer than autograd needs for the same chain.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, eps: float, method: str, centre: bool) -> Tensor:
+        centred = x - x.mean(-2, keepdim=True) if centre else x
+        factorisation = FACTORISATIONS[method](centred, eps)
+        mask = _mask(factorisation, centred, x, method, centre)
+        matrix = factorisation.matrix * mask
+        z = centred @ matrix.mT if factorisation.whitened is None else factorisation.whitened * mask
+        ctx.save_for_backward(z, matrix, factorisation.basis, factorisation.weights)
+        ctx.eps, ctx.centre = eps, centre
+        return z
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        refuse_second_derivative("whiten")
+        z, matrix, basis, weights = ctx.saved_tensors
+        with without_autocast(z.device):
+            symmetric = _adjoint(grad.mT @ z, basis, weights)
+            rows = [tensor.reshape(-1, *tensor.shape[-2:]) for tensor in (grad, z, symmetric)]
+            grad_x = torch.baddbmm(*rows, alpha=(ctx.eps - 1) / (z.shape[-2] - 1)).view_as(z) @ matrix
+        if ctx.centre:
+            grad_x.sub_(grad_x.mean(-2, keepdim=True))
+        return grad_x, None, None, None
+
+
+def _adjoint(m: Tensor, basis: Tensor | None, weights: Tensor | None) -> Tensor:
+    """T + T^T, where T is what phi's adjoint makes of m = G^T Z (..., k, k)."""
+    if weights is None:
+        lower = m.tril()
+        symmetric = lower + lower.mT  # T + T^T, except that its diagonal stands here twice
+        symmetric.diagonal(dim1=-2, dim2=-1).mul_(0.5)
+        return symmetric
+    weighted = weights * m if basis is None else basis @ (weights * (basis.mT @ m @ basis)) @ basis.mT
+    return weighted + weighted.mT
+
+
+def _newton_schulz(x: Tensor, eps: float, steps: int, centre: bool) -> Tensor:
+    """Whitening by P <- (3 P - P^3 S) / 2 from P = I, with S = Sigma / tr Sigma: P approaches S^-1/2.
+
+    In the coupled form, which carries P S along. It has the same matrices, but rounding errors die out in it,
+    while the form above lets them grow once P has converged (Higham, Functions of Matrices, 2008, Sec. 6.4).
+    Autograd differentiates the steps themselves.
+    """
+    centred = x - x.mean(-2, keepdim=True) if centre else x
+    covariance = _covariance(centred, eps)
+    identity = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+    trace = covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
+    product, inverse_root = covariance / trace[..., None, None], identity
+    for _ in range(steps):
+        step = 1.5 * identity - 0.5 * inverse_root @ product
+        product, inverse_root = product @ step, step @ inverse_root
+    matrix = inverse_root * trace.rsqrt()[..., None, None]
+    with torch.no_grad():  # nothing is factorised, so only a slice without any spread is refused
+        factorisation = _Factorisation(matrix, (trace > 0).to(trace), tolerance=0.5)
+        mask = _mask(factorisation, centred, x, "newton-schulz", centre)
+    return centred @ matrix.mT * mask
 
 
 class SingularCovarianceError(ValueError):
     """The covariance of a slice has no usable factorisation: the slice spans fewer than k dimensions."""
 
 
-def check_arguments(x: Tensor, method: str, eps: float, iterations: int, methods: list[str]) -> None:
-    """Everything that can be said without looking at the values of `x`."""
-    if method not in methods:
-        raise ValueError(f"unknown whitening method {method!r}; there are: {', '.join(methods)}")
+MAX_OFFSET = 0.03  # of a whitened slice's mean, in standard deviations: 1e-3 in the covariance
+
+
+def _check_arguments(x: Tensor, method: str, eps: float, steps: int) -> None:
+    """Raise ValueError for whatever can be refused without looking at the values of `x`."""
+    if method not in WHITENING:
+        raise ValueError(f"unknown whitening method {method!r}; there are: {', '.join(WHITENING)}")
     if not 0 <= eps <= 1:
         raise ValueError(f"eps must lie in [0, 1], a share of the identity mixed into Sigma; got {eps}")
-    if iterations < 1:
-        raise ValueError(f"iterations must be at least 1; got {iterations}")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1; got {steps}")
     if x.dim() < 2:
         raise ValueError(f"x must be (..., n, k), n samples of k dimensions; got shape {tuple(x.shape)}")
     if not x.is_floating_point():
@@ -278,32 +262,41 @@ def check_arguments(x: Tensor, method: str, eps: float, iterations: int, methods
     if n <= k:
         raise ValueError(
             f"n = {n} samples of k = {k} dimensions: the covariance of n samples has rank n - 1 at most and "
-            f"cannot be inverted. Use n >= 2k = {2 * k} samples a slice (n > k is the least) or a smaller k."
+            f"cannot be inverted. Use n >= 2k = {2 * k} samples per slice (at least n > k), or a smaller k."
         )
 
 
-def gate(unexplained: Tensor, x: Tensor, tolerance: float, method: str) -> Tensor:
-    """1 for each slice whose `unexplained` is above `tolerance`, NaN for the others, which are refused.
+def _mask(factorisation: _Factorisation, centred: Tensor, x: Tensor, method: str, centre: bool) -> Tensor:
+    """`check_slices` of a factorisation, (..., 1, 1); where `centre`, of the whitened mean too."""
+    unexplained = factorisation.unexplained
+    if centre:
+        # Where a dimension is constant and its mean was rounded, the residue has a variance, and would be
+        # whitened to 1. So whatever rounding left of the mean must be small beside the spread.
+        offset = (centred.mean(-2, keepdim=True) @ factorisation.matrix.mT).abs().amax((-1, -2))
+        unexplained = torch.where(offset < MAX_OFFSET, unexplained, 0.0)
+    return check_slices(unexplained, x, factorisation.tolerance, method)[..., None, None]
 
-    Args:
-        unexplained: (...) in [0, 1]; NaN counts as bad.
-        x: (..., n, k), looked at only to explain a failure.
+
+def check_slices(unexplained: Tensor, x: Tensor, tolerance: float, method: str) -> Tensor:
+    """1 for each slice whose `unexplained` (...) is above `tolerance`, NaN for the others, which are refused.
+
+    NaN in `unexplained` counts as bad. `x` (..., n, k) is looked at only to explain a failure.
     """
     x = x.detach()
     if torch.compiler.is_compiling():
-        return torch.ops.wmse.gate(unexplained, x, tolerance, method)
+        return torch.ops.wmse.check_slices(unexplained, x, tolerance, method)
     ok = unexplained > tolerance
     require(ok, lambda flags: _explain(flags, unexplained, x, tolerance, method))
     return torch.where(ok, 1.0, math.nan).to(x.dtype)
 
 
-@torch.library.custom_op("wmse::gate", mutates_args=())
-def _compiled_gate(unexplained: Tensor, x: Tensor, tolerance: float, method: str) -> Tensor:
-    """`gate` as one opaque node, so that a compiled graph keeps the check and does not break at it."""
-    return gate(unexplained, x, tolerance, method)
+@torch.library.custom_op("wmse::check_slices", mutates_args=())
+def _compiled_check(unexplained: Tensor, x: Tensor, tolerance: float, method: str) -> Tensor:
+    """`check_slices` as one opaque node, so that a compiled graph keeps the check without a break."""
+    return check_slices(unexplained, x, tolerance, method)
 
 
-@_compiled_gate.register_fake
+@_compiled_check.register_fake
 def _(unexplained: Tensor, x: Tensor, tolerance: float, method: str) -> Tensor:
     return torch.empty_like(unexplained)
 
@@ -323,5 +316,5 @@ def _explain(ok: Tensor, unexplained: Tensor, x: Tensor, tolerance: float, metho
         f"{float(unexplained[index]):.1e} of one; at least {tolerance:.1e} must be left. Either the samples "
         f"span fewer than k dimensions (collapse, duplicates, a constant dimension), or n is too close to k, "
         f"or rounding hides their spread, so far are they from the origin. "
-        f"Ways out: n >= 2k = {2 * k} samples a slice, a smaller k, eps > 0 (for example 1e-3){other}."
+        f"Ways out: n >= 2k = {2 * k} samples per slice, a smaller k, eps > 0 (for example 1e-3){other}."
     )
