@@ -1,4 +1,4 @@
-"""Image sets: in memory or streamed from files, with their labels and the statistics that normalise them."""
+"""Data sets: images in memory or streamed from files, their labels, and random views of their batches."""
 
 from wmse.data.sets import OWN_PROBE, SETS, SPLITS, STATISTICS, ImageSet, load, view_batches
 from wmse.data.streaming import StreamedSet, stream_views

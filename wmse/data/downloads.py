@@ -1,4 +1,4 @@
-"""Archives of data sets: fetched over a poor network, verified, unpacked, and explained where that fails."""
+"""Download archives of data sets: resume, verify and unpack them; errors say how to do it by hand."""
 
 import hashlib
 import http.client
@@ -14,14 +14,14 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-TIMEOUT = 30.0  # seconds without a byte until a connection counts as lost
+TIMEOUT = 30.0  # seconds without a byte after which a connection counts as lost
 PAUSE = 1.0  # seconds between two attempts
 BLOCK = 1 << 16  # bytes
 LOST = (URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
 
 class DownloadError(ConnectionError):
-    """A file could not be had whole. The message says what was tried and how to do it by hand."""
+    """A file could not be downloaded completely. The message says what was tried and what to do by hand."""
 
 
 def md5_of(path: Path) -> str:
@@ -30,12 +30,18 @@ def md5_of(path: Path) -> str:
 
 
 def restore(source: type, root: Path, mirror: str | None = None, patience: str = "") -> None:
-    """Lay out under `root` a set of torchvision's, CIFAR-10, CIFAR-100 or STL-10, that is absent or damaged.
+    """Put a data set of torchvision (CIFAR-10, CIFAR-100 or STL-10) under `root`, if it is absent or damaged.
 
-    source: the torchvision class, which knows the address, the names and the MD5 sums.
-    mirror: a base address (else `$WMSE_MIRROR`, else the publisher's) to which the file's name is added.
-    patience: a sentence on how large the download is or how long it may take.
-    An archive already under `root` is used if it is whole. Raises DownloadError.
+    An archive that is already under `root` is used if its MD5 sum is right.
+
+    Args:
+        source: the torchvision class, which has the address, the file names and the MD5 sums.
+        mirror: base address, to which the file name is added; None: `$WMSE_MIRROR`, else the publisher's.
+        patience: a sentence that says how large the download is or how long it may take.
+
+    Raises:
+        DownloadError: the archive could not be downloaded.
+        ValueError: `mirror` is not an address.
     """
     mirror = mirror or os.environ.get("WMSE_MIRROR")
     url = f"{mirror.rstrip('/')}/{source.filename}" if mirror else source.url
@@ -43,7 +49,7 @@ def restore(source: type, root: Path, mirror: str | None = None, patience: str =
         raise ValueError(f"the mirror {mirror!r} is no address: give one such as https://host/folder")
     folder, archive = (root / source.base_folder).absolute(), (root / source.filename).absolute()
     files = [*source.train_list, *source.test_list]
-    if hasattr(source, "meta"):  # of the CIFAR family: the names of the classes
+    if hasattr(source, "meta"):  # CIFAR's class names
         files.append((source.meta["filename"], source.meta["md5"]))
     damaged = [name for name, md5 in files if (folder / name).is_file() and md5_of(folder / name) != md5]
     if damaged:
@@ -70,10 +76,10 @@ def restore(source: type, root: Path, mirror: str | None = None, patience: str =
 
 
 def fetch(url: str, path: Path, md5: str, advice: str = "") -> None:
-    """Download `url` to `path` by way of `path`.part, which an interrupted download leaves to be continued.
+    """Download `url` to `path`, through `path`.part, from which an interrupted download continues.
 
-    Lost connections are taken up again as long as each attempt adds something. A complete file with the
-    wrong MD5 is removed. Raises DownloadError, which ends in `advice`.
+    After a lost connection the download is resumed, as long as each attempt adds bytes. A complete file
+    with a wrong MD5 sum is removed. Raises DownloadError, whose message ends with `advice`.
     """
     part = path.with_name(path.name + ".part")
     while not (_size(part) and md5_of(part) == md5):
@@ -82,7 +88,7 @@ def fetch(url: str, path: Path, md5: str, advice: str = "") -> None:
             _receive(url, part)
         except LOST as error:
             if isinstance(error, HTTPError) and error.code == 416 and before:
-                part.unlink()  # all there, or more than all, yet not the file: start again
+                part.unlink()  # the part is as long as the file or longer, yet wrong: start again
             elif _size(part) <= before:
                 size = _size(part)
                 kept = f"{size:,} bytes are kept in {part} and will be continued.\n" if size else ""
@@ -98,7 +104,7 @@ def fetch(url: str, path: Path, md5: str, advice: str = "") -> None:
 
 
 def _receive(url: str, part: Path) -> None:
-    """Append to `part` what is missing of `url`; from the start if the server cannot resume."""
+    """Append the missing bytes of `url` to `part`; start from zero if the server cannot resume."""
     start = _size(part)
     request = Request(url, headers={"Range": f"bytes={start}-"} if start else {})
     with urlopen(request, timeout=TIMEOUT) as response:

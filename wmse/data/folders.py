@@ -1,7 +1,7 @@
-"""Sets that are folders of image files: which files there are, their labels, and how a file is read.
+"""Data sets that are folders of image files: list the files and labels, and read an image.
 
-Tiny ImageNet is read into memory by `read_images`; ImageNet-100 is too large for that and is streamed
-(`wmse.data.streaming`). Nothing is downloaded here: an error says where to get what is absent.
+Tiny ImageNet is read into memory by `read_images`. ImageNet-100 is too large for that, so its files are
+streamed (`wmse.data.streaming`). Nothing is downloaded: an error says where to get an absent data set.
 """
 
 import os
@@ -10,22 +10,19 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from wmse.machine import usable_cores
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-Listing = tuple[tuple[str, ...], Tensor, tuple[str, ...]]  # paths, labels int64 (n,), names of the classes
+Listing = tuple[tuple[str, ...], Tensor, tuple[str, ...]]  # paths, labels int64 (n,), class names
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
-BLOCK = 100  # images read by a thread at a time
+BLOCK = 100  # images per task of a reading thread
 TINY_ADDRESS = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 AFRESH = f"Unpack the published archive afresh: {TINY_ADDRESS}"
 
@@ -34,21 +31,19 @@ AFRESH = f"Unpack the published archive afresh: {TINY_ADDRESS}"
 IMAGENET100 = files("wmse.data").joinpath("imagenet100.txt").read_text()
 
 
-def read_rgb(path: str) -> "Image":
-    """The image in a file as a PIL image in RGB, whatever it is stored as. ValueError if it is not whole."""
-    from PIL import Image
-
+def read_rgb(path: str) -> Image.Image:
+    """Read an image file of any mode as RGB. ValueError if the file is not a complete image."""
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except (OSError, SyntaxError) as error:  # SyntaxError: Pillow's word for a broken PNG
+    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(f"{path} is no whole image: {error}. Replace it by a sound copy.") from error
 
 
 def read_images(paths: Sequence[str], side: int) -> Tensor:
-    """Images of `side` x `side` pixels from files: uint8 (n, 3, side, side). ValueError for another size."""
+    """Read images of `side` x `side` pixels: uint8 (n, 3, side, side). ValueError for an image of other size."""
     images = torch.empty(len(paths), 3, side, side, dtype=torch.uint8)
     levels = images.numpy()
 
@@ -70,12 +65,13 @@ def read_images(paths: Sequence[str], side: int) -> Tensor:
 
 
 def list_tiny_imagenet(split: str, root: Path) -> Listing:
-    """Files of Tiny ImageNet as published, in `root`/tiny-imagenet-200: 200 classes, images of 64 x 64.
+    """Files of Tiny ImageNet in its published layout, `root`/tiny-imagenet-200: 200 classes, 64 x 64 pixels.
 
-    A label is the place of an image's class among the sorted folders of train/, in every split. "test" is
-    val/, 10,000 images in the order of val_annotations.txt, where their classes are; any other split is
-    train/, 100,000 images, the first of every class before the second of any.
-    Raises FileNotFoundError or ValueError, saying what to do, for a set that is absent or not as published.
+    The split "test" is val/, 10,000 images in the order of val_annotations.txt, which names their classes.
+    Any other split is train/, 100,000 images, with the classes taking turns. In every split a label is the
+    rank of the class among the sorted folders of train/.
+
+    Raises FileNotFoundError or ValueError, with advice, for a set that is absent or not as published.
     """
     folder = (root / "tiny-imagenet-200").absolute()
     wnids = _tiny_wnids(folder)
@@ -87,7 +83,7 @@ def list_tiny_imagenet(split: str, root: Path) -> Listing:
 
 
 def _tiny_wnids(folder: Path) -> list[str]:
-    """The classes, sorted; all that wnids.txt names must have a folder in train/."""
+    """Sorted ids of the classes, the folders of train/; each id in wnids.txt must have one."""
     train, listing = folder / "train", folder / "wnids.txt"
     wnids = _subfolders(train)
     if not wnids:
@@ -104,6 +100,7 @@ def _tiny_wnids(folder: Path) -> list[str]:
 
 
 def _tiny_val(folder: Path, wnids: list[str]) -> tuple[tuple[str, ...], Tensor]:
+    """Paths and labels of the validation images, from val_annotations.txt."""
     val = folder / "val"
     images, listing = val / "images", val / "val_annotations.txt"
     moved = sorted(set(wnids) & set(_subfolders(val)))
@@ -120,7 +117,7 @@ def _tiny_val(folder: Path, wnids: list[str]) -> tuple[tuple[str, ...], Tensor]:
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     paths, labels = [], []
     for number, line in enumerate(listing.read_text().splitlines(), 1):
-        name, wnid, *_ = [*line.split("\t"), ""]  # then four numbers of a box
+        name, wnid, *_ = [*line.split("\t"), ""]  # the rest of a line is a bounding box
         if wnid not in label_of:
             raise ValueError(
                 f"{listing}, line {number}: {line!r} names no class of {folder / 'train'}. {AFRESH}"
@@ -142,7 +139,7 @@ def _tiny_val(folder: Path, wnids: list[str]) -> tuple[tuple[str, ...], Tensor]:
 
 
 def _tiny_names(folder: Path, wnids: list[str]) -> tuple[str, ...]:
-    """The first name of each class in words.txt; the wnid itself where there is none."""
+    """The first name of each class in words.txt; its id where words.txt does not name it."""
     words = folder / "words.txt"
     lines = words.read_text().splitlines() if words.is_file() else []
     names = dict(line.split("\t", 1) for line in lines if "\t" in line)
@@ -150,11 +147,12 @@ def _tiny_names(folder: Path, wnids: list[str]) -> tuple[str, ...]:
 
 
 def list_imagenet100(split: str, root: Path) -> Listing:
-    """Files of ImageNet-100: 126,689 for training, 5,000 ("test") of val/, of any size; wnids name classes.
+    """Files of ImageNet-100, of any size: the split "test" is val/, 5,000 images; any other train/, 126,689.
 
-    They lie in `root`/imagenet100/{train,val}/<wnid>, or in such folders of `root`/imagenet, all of ImageNet,
-    of which the 100 classes are taken. Labels follow the sorted wnids. Training files come the first of every
-    class before the second of any. Raises FileNotFoundError, naming what is missing.
+    They are read from `root`/imagenet100/{train,val}/<wnid> or, if there is no such folder, from the same
+    layout of the whole of ImageNet in `root`/imagenet, of which only the 100 classes are used. A label is the
+    rank of the class among the sorted wnids (WordNet ids), which are also the class names. In both splits
+    the classes take turns. Raises FileNotFoundError, naming what is missing.
     """
     part = "val" if split == "test" else "train"
     own, whole = ((root / name / part).absolute() for name in ("imagenet100", "imagenet"))
@@ -177,14 +175,18 @@ def list_imagenet100(split: str, root: Path) -> Listing:
 
 
 def _train_files(folders: list[Path], advice: str, published: int) -> tuple[tuple[str, ...], Tensor]:
-    """Files of a folder a class, and labels. Classes take turns, so the first n images are of all of them."""
+    """Paths and labels of the images in folders, one folder per class.
+
+    The classes take turns (the first image of each class, then the second of each), so that the first n
+    images are a balanced part of the set. Warns if there are not as many images as were `published`.
+    """
     found = [(rank, label, path) for label, f in enumerate(folders) for rank, path in enumerate(_files(f))]
     empty = sorted({str(f) for f in folders} - {os.path.dirname(path) for _, _, path in found})
     if empty:
         raise FileNotFoundError(
             f"{len(empty)} of {len(folders)} folders of classes hold no images: {_some(empty)}. {advice}"
         )
-    if len(found) != published:  # warned of, not refused: a part of the set serves for trials
+    if len(found) != published:  # a warning, because part of a set is enough for trials
         warnings.warn(
             f"{folders[0].parent} holds {len(found):,} images in {len(folders)} classes, and "
             f"the published set {published:,}: scores will not compare. {advice}",
@@ -195,14 +197,14 @@ def _train_files(folders: list[Path], advice: str, published: int) -> tuple[tupl
 
 
 def _files(folder: Path) -> list[str]:
-    """Paths of the images in a folder, sorted; none if it is absent."""
+    """Sorted paths of the images in a folder; an empty list if the folder is absent."""
     if not folder.is_dir():
         return []
     return sorted(entry.path for entry in os.scandir(folder) if entry.name.lower().endswith(SUFFIXES))
 
 
 def _subfolders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, sorted; none if it is absent."""
+    """Sorted names of the subfolders of a folder; an empty list if the folder is absent."""
     return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 

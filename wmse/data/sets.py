@@ -1,8 +1,9 @@
-"""Image sets, with labels and the statistics that normalise them: in memory, or streamed from files.
+"""`load` a data set by name, and draw random views of its batches with `view_batches`.
 
-`digits` is made offline from what scikit-learn ships. `cifar10`, `cifar100` and `stl10` are read in
-torchvision's layouts and downloaded if absent; `tiny-imagenet` and `imagenet100` are folders of files
-(`wmse.data.folders`), and the last is too large for memory, so it is streamed (`wmse.data.streaming`).
+`digits` is made from images that scikit-learn ships, without a download. `cifar10`, `cifar100` and `stl10`
+are read in torchvision's layouts and downloaded if absent. `tiny-imagenet` and `imagenet100` are folders of
+image files (`wmse.data.folders`). ImageNet-100 is too large for memory and is streamed
+(`wmse.data.streaming`); the other sets are held in memory.
 """
 
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from wmse.data.digits import draw_digits
@@ -21,9 +23,9 @@ from wmse.data.streaming import StreamedSet, stream_views
 from wmse.views import Triple, ViewSettings, make_views, normalise_
 
 SPLITS = ("train", "probe", "test")
-OWN_PROBE = ("stl10",)  # sets whose probe split is not their train split
+OWN_PROBE = ("stl10",)  # sets whose probe split differs from their train split
 
-# Mean and standard deviation of each channel, in units of [0, 1], as in the paper's code.
+# (mean, standard deviation) of the red, green and blue channels in units of [0, 1], as in the official code.
 STATISTICS: dict[str, tuple[Triple, Triple]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
@@ -38,18 +40,14 @@ PATIENCE = {"cifar10": _SLOW, "cifar100": _SLOW, "stl10": "It is 2.6 GB, and 3.2
 
 @dataclass(frozen=True)
 class ImageSet:
-    """One split of a data set, wholly in memory.
-
-    images: uint8 (n, 3, h, w); labels: int64 (n,), indices into `classes`, -1 where there is none;
-    mean, std: a channel each, in units of [0, 1], always those of the training split.
-    """
+    """One split of a data set, all of it in memory."""
 
     name: str
-    images: Tensor
-    labels: Tensor
+    images: Tensor  # uint8 (n, 3, h, w)
+    labels: Tensor  # int64 (n,), indices into `classes`; -1 for an image without a label
     classes: tuple[str, ...]
-    mean: Triple
-    std: Triple
+    mean: Triple  # per channel, in units of [0, 1]; those of the training split, in every split
+    std: Triple  # likewise
 
     def __len__(self) -> int:
         return len(self.images)
@@ -62,23 +60,24 @@ class ImageSet:
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
     def first(self, n: int) -> "ImageSet":
-        """The first n images, or all if there are fewer: a copy, which frees the rest."""
+        """The first n images, or all if there are fewer, as a copy: the whole set's memory can be freed."""
         return replace(self, images=self.images[:n].clone(), labels=self.labels[:n].clone())
 
     def labelled(self) -> "ImageSet":
-        """The images that have a label; this very set if all have."""
+        """The images that have a label; `self`, not a copy, if all have one."""
         labelled = self.labels >= 0
         if bool(labelled.all()):
             return self
         return replace(self, images=self.images[labelled], labels=self.labels[labelled])
 
     def normalised(self, index=None) -> Tensor:
-        """Images (all, or those of `index`) without augmentation: float32 (m, 3, h, w)."""
+        """Normalised images without augmentation, all or those of `index`: float32 (m, 3, h, w)."""
         images = self.images if index is None else self.images[index]
         return normalise_(images.float().div_(255), self.mean, self.std)
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """All images in order, un-augmented: normalised float32 (b, 3, h, w); the last may be fewer."""
+        """All images in order, without augmentation: normalised float32 (b, 3, h, w), b = `size` or, in the
+        last batch, fewer."""
         return (self.normalised(slice(start, start + size)) for start in range(0, len(self), size))
 
 
@@ -90,17 +89,24 @@ def load(
     limit: int | None = None,
     mirror: str | None = None,
 ) -> ImageSet | StreamedSet:
-    """A split of the set `name`, on `device`; with `limit`, its first images only.
+    """One split of a data set.
 
-    "train" is what an encoder learns from, "probe" the labelled images on which classifiers are trained, and
-    "test" those they are tested on. Probe is train, but in STL-10: its train is larger images, and 100,000
-    without labels besides.
+    The encoder learns from "train". Classifiers are trained on "probe" and tested on "test". The probe and
+    train splits are the same images, except in STL-10, whose train split has larger images, and 100,000 more
+    without labels.
 
-    root: the folder of data, in the published layouts; None means `$WMSE_DATA`, else "data".
-    mirror: base address for downloads; None means `$WMSE_MIRROR`, else the publisher's.
-    Raises ValueError for an unknown name or split or a limit outside 1 to the split's size,
-    `wmse.data.downloads.DownloadError` for a set that is absent and cannot be had, and FileNotFoundError or
-    ValueError for a folder of files that is absent or not as published.
+    Args:
+        name: a key of `SETS`.
+        split: "train", "probe" or "test".
+        root: the folder of data sets, each in its published layout; None: `$WMSE_DATA`, else "data".
+        device: where the set is put.
+        limit: take only the first images, 1 to the size of the split.
+        mirror: base address for downloads; None: `$WMSE_MIRROR`, else the publisher's.
+
+    Raises:
+        ValueError: an unknown name or split, a limit out of range, or image files that are not as published.
+        FileNotFoundError: a folder of image files that is absent.
+        wmse.data.downloads.DownloadError: a set that is absent and could not be downloaded.
     """
     if name not in SETS:
         raise ValueError(f"unknown data set {name!r}; there are: {', '.join(SETS)}")
@@ -124,17 +130,24 @@ def view_batches(
     start: int = 0,
     seed: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Views and labels of the whole batches of an epoch: float32 (d, b, 3, h, w), normalised, and int64 (b,).
+    """Random views and labels, batch by batch, of one epoch.
 
-    Both are on the images' device. Views in memory are drawn when their batch is asked for, so `generator`'s
-    state then is all that decides them; streamed views are made ahead.
+    An incomplete last batch is dropped. The two kinds of set take their random numbers differently. Views of
+    images in memory are drawn from `generator` when their batch is requested, so the generator's state at
+    that moment determines them. Streamed views are made ahead of time, and are determined by `seed` and the
+    index of the image.
 
     Args:
-        order: int64 (m,), indices of images, in the order of the epoch; an incomplete last batch is dropped.
-        settings: what views are drawn from; streamed views need its `size`, others must not blur.
-        generator: of views in memory; the global one if None.
-        start: number of the first batch to make, for an epoch that was interrupted.
-        seed: of streamed views: with an image's index it decides them, so give each epoch another.
+        order: int64 (m,), indices of images in the order of the epoch.
+        d: views per image.
+        settings: distribution of the views; streamed sets need its `size`, sets in memory allow no blur.
+        generator: for images in memory; None: the global generator of their device.
+        start: index of the first batch to make, to continue an interrupted epoch.
+        seed: for streamed sets; should differ between epochs.
+
+    Yields:
+        Views, normalised float32 (d, batch_size, 3, h, w), and labels, int64 (batch_size,), on the images'
+        device.
 
     Raises:
         ValueError: d or batch_size < 1, start < 0, or settings that do not suit the set.
@@ -178,15 +191,16 @@ def _cifar(name: str, split: str, root: Path, mirror: str | None) -> ImageSet:
 def _stl10(name: str, split: str, root: Path, mirror: str | None) -> ImageSet:
     """STL-10 (Coates, Ng and Lee, 2011).
 
-    "train" is 105,000 images of 96 px, 2.9 GB: 5,000 with labels, then 100,000 without. "probe", those 5,000,
-    and "test", 8,000, are resized to 70 px and cropped to 64 at the centre, as the official code does.
+    "train" has 105,000 images of 96 px, 2.9 GB: 5,000 with labels, then 100,000 without. "probe" has the
+    5,000 with labels, "test" 8,000; both are resized to 70 px and cropped to the central 64, as in the
+    official code.
     """
     part = "test" if split == "test" else "train"
     source = _checked(name, root, mirror, split=part)
     labels = torch.from_numpy(source.labels.astype(np.int64))
     if split == "train":
         path = root / source.base_folder / source.train_list[2][0]
-        # Mapped from the file, where columns come before rows, so that the set is in memory only once.
+        # The file is mapped, so that its images are copied to memory once. It stores columns before rows.
         unlabelled = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
         images = torch.cat([torch.from_numpy(source.data), unlabelled.view(-1, 3, 96, 96).mT])
         labels = torch.cat([labels, labels.new_full((len(images) - len(labels),), -1)])
@@ -196,29 +210,27 @@ def _stl10(name: str, split: str, root: Path, mirror: str | None) -> ImageSet:
 
 
 def _resized_and_cropped(images: np.ndarray, size: int, crop: int) -> Tensor:
-    """Square images uint8 (n, 3, h, h), by Pillow's bicubic filter: uint8 (n, 3, crop, crop)."""
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms.v2 import functional as F
+    """Resize square images uint8 (n, 3, h, h) by Pillow's bicubic filter, then crop their centre."""
+    from torchvision.transforms import v2
 
-    pictures = (F.to_pil_image(torch.from_numpy(image)) for image in images)
-    resized = (F.resize(picture, [size], InterpolationMode.BICUBIC) for picture in pictures)
-    return torch.stack([F.pil_to_tensor(F.center_crop(picture, [crop])) for picture in resized])
+    steps = [v2.ToPILImage(), v2.Resize(size, Image.BICUBIC), v2.CenterCrop(crop), v2.PILToTensor()]
+    return torch.stack([v2.Compose(steps)(torch.from_numpy(image)) for image in images])
 
 
 def _checked(name: str, root: Path, mirror: str | None, **options):
-    """torchvision's set under `root`, the MD5 of every file checked; restored if it is absent or damaged."""
+    """torchvision's data set under `root`; downloaded if a file is absent or its MD5 sum is wrong."""
     from torchvision import datasets
 
     source = getattr(datasets, name.upper())
     try:
         return source(root, **options)
-    except RuntimeError:  # a file is absent or damaged
+    except RuntimeError:  # torchvision: "Dataset not found or corrupted"
         restore(source, root, mirror, PATIENCE[name])
         return source(root, **options)
 
 
 def _tiny_imagenet(name: str, split: str, root: Path, *_) -> ImageSet:
-    """Tiny ImageNet (Stanford's CS231n, 2015): 100,000 and 10,000 images of 64 px, decoded at each load."""
+    """Tiny ImageNet (Stanford's CS231n, 2015): 100,000 and 10,000 images of 64 px."""
     paths, labels, classes = list_tiny_imagenet(split, root)
     return ImageSet(name, read_images(paths, 64), labels, classes, *STATISTICS[name])
 

@@ -1,7 +1,7 @@
-"""Sets too large for memory: images are read, cut and augmented by worker processes, batch by batch.
+"""Data sets too large for memory: worker processes read, crop and augment the images of each batch.
 
-Workers send uint8, a quarter of float32's bytes, and the set's device normalises. Pillow does the work, as in
-the official code: one thread a worker, the same levels on every machine.
+Workers use torchvision's transforms on PIL images, as the official code does, with one thread per worker.
+They send uint8, a quarter of the bytes of float32; normalisation takes place on the set's device.
 """
 
 import hashlib
@@ -11,9 +11,11 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from multiprocessing.context import BaseContext
 
 import torch
+from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -21,7 +23,9 @@ from wmse.data.folders import read_rgb
 from wmse.machine import usable_cores
 from wmse.views import Triple, ViewSettings, normalise_
 
-PIECE = 32  # images a worker makes at a time: small, so that an epoch starts soon and little memory is shared
+PIECE = (
+    32  # images per request to a worker; small, so that an epoch starts soon and uses little shared memory
+)
 MOST_WORKERS = 16
 
 
@@ -29,21 +33,19 @@ MOST_WORKERS = 16
 class StreamedSet:
     """One split of a data set whose images stay in their files.
 
-    Its workers import the main module, so a script that streams needs `if __name__ == "__main__":`.
+    Worker processes import the main module, so a script needs `if __name__ == "__main__":`.
     """
 
     name: str
     paths: tuple[str, ...] = field(repr=False)
-    labels: Tensor  # int64 (n,), on `device`: indices into `classes`, -1 where there is none
+    labels: Tensor  # int64 (n,), on `device`: indices into `classes`; -1 for an image without a label
     classes: tuple[str, ...] = field(repr=False)
-    mean: Triple  # a channel each, in units of [0, 1]
-    std: Triple
-    device: torch.device = torch.device("cpu")  # where batches and labels are
-    resize: int = 256  # un-augmented images: pixels of the shorter side, then ...
-    crop: int = 224  # ... pixels of the side of the square at the centre
-    workers: int | None = (
-        None  # processes; None for the cores there are, 16 at most; 0 for this process alone
-    )
+    mean: Triple  # per channel, in units of [0, 1]
+    std: Triple  # likewise
+    device: torch.device = torch.device("cpu")  # of batches and labels
+    resize: int = 256  # images without augmentation: length of the shorter side in pixels, then ...
+    crop: int = 224  # ... side of the central square in pixels
+    workers: int | None = None  # processes; None: one per core, at most 16; 0: no process besides this one
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -61,14 +63,14 @@ class StreamedSet:
         return replace(self, paths=tuple(self.paths[i] for i in index.tolist()), labels=self.labels[index])
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """All images in order, un-augmented: normalised float32 (b, 3, crop, crop); the last may be fewer.
+        """All images in order, without augmentation: normalised float32 (b, 3, crop, crop).
 
-        Resized by Pillow's bicubic filter and cropped. ValueError for a file that is no whole image.
+        Images are resized by Pillow's bicubic filter and cropped. b is `size` or, in the last batch, fewer.
+        Raises ValueError for a file that is not a complete image.
         """
-        from torchvision.transforms import InterpolationMode, v2
+        from torchvision.transforms import v2
 
-        bicubic = InterpolationMode.BICUBIC
-        steps = [v2.Resize(self.resize, bicubic), v2.CenterCrop(self.crop), v2.PILToTensor()]
+        steps = [v2.Resize(self.resize, Image.BICUBIC), v2.CenterCrop(self.crop), v2.PILToTensor()]
         batches = torch.arange(len(self)).split(size) if len(self) else ()
         return (views[0] for views in _stream(self, batches, 1, v2.Compose(steps), seed=0))
 
@@ -76,15 +78,17 @@ class StreamedSet:
 def stream_views(
     images: StreamedSet, batches: Sequence[Tensor], d: int, settings: ViewSettings, seed: int
 ) -> Iterator[Tensor]:
-    """d random views of the images of each batch: normalised float32 (d, b, 3, size, size), on their device.
+    """Random views of the images of each batch: normalised float32 (d, b, 3, size, size), on their device.
 
     Args:
-        batches: for each, int64 indices (b,) of images, on the CPU.
-        settings: what views are drawn from; needs a `size`.
-        seed: with an image's index it decides its views, whichever process makes them and in which place.
+        batches: indices of images, int64 (b,) on the CPU, one tensor per batch.
+        d: views per image.
+        settings: distribution of the views; needs a `size`.
+        seed: with the index of an image it determines the image's views. The number of workers and the
+            position of the image in the epoch make no difference.
 
     Raises:
-        ValueError: d < 1, settings without a size, or, on the way, a file that is no whole image.
+        ValueError: d < 1, settings without a size, or (while iterating) a file that is not a complete image.
     """
     if d < 1:
         raise ValueError(f"d is {d}; ask for at least one view of each image")
@@ -96,43 +100,37 @@ def stream_views(
 
 
 def _augmentation(settings: ViewSettings) -> Callable:
-    """The paper's views in its order: PIL image in, uint8 (3, size, size) out, by the global generator."""
-    from torchvision.transforms import InterpolationMode, v2
+    """The paper's augmentations in its order, from a PIL image to uint8 (3, size, size).
+
+    Random numbers come from torch's global generator.
+    """
+    from torchvision.transforms import v2
 
     strengths = settings.brightness, settings.contrast, settings.saturation, settings.hue
-    bicubic = InterpolationMode.BICUBIC
+    low, high = settings.blur_radius
     return v2.Compose(
         [
             v2.RandomApply([v2.ColorJitter(*strengths)], p=settings.jitter_probability),
             v2.RandomGrayscale(p=settings.grayscale_probability),
-            v2.RandomResizedCrop(settings.size, settings.crop_scale, settings.crop_ratio, bicubic),
+            v2.RandomResizedCrop(settings.size, settings.crop_scale, settings.crop_ratio, Image.BICUBIC),
             v2.RandomHorizontalFlip(p=settings.flip_probability),
-            v2.RandomApply([v2.Lambda(_Blur(*settings.blur_radius))], p=settings.blur_probability),
+            v2.RandomApply([v2.Lambda(partial(_blurred, low=low, high=high))], p=settings.blur_probability),
             v2.PILToTensor(),
         ]
     )
 
 
-@dataclass(frozen=True)
-class _Blur:
-    """Pillow's Gaussian blur by a random standard deviation, `low` to `high` pixels, of a PIL image."""
-
-    low: float
-    high: float
-
-    def __call__(self, image):
-        from PIL import ImageFilter
-
-        radius = torch.empty(()).uniform_(self.low, self.high).item()
-        return image.filter(ImageFilter.GaussianBlur(radius))
+def _blurred(image: Image.Image, low: float, high: float) -> Image.Image:
+    """Pillow's Gaussian blur; its standard deviation is uniform in `low` to `high` pixels."""
+    return image.filter(ImageFilter.GaussianBlur(torch.empty(()).uniform_(low, high).item()))
 
 
 @dataclass(frozen=True)
 class _Views(Dataset):
-    """Item i: d views of image i, uint8 (d, 3, h, w), which depend on i and the seed alone."""
+    """Item i is d views of image i, uint8 (d, 3, h, w), determined by i and `seed`."""
 
     paths: tuple[str, ...]
-    transform: Callable  # PIL image in, uint8 (3, h, w) out, random by torch's global generator
+    transform: Callable  # PIL image to uint8 (3, h, w); draws from torch's global generator
     d: int
     seed: int
 
@@ -147,7 +145,7 @@ class _Views(Dataset):
 def _stream(
     images: StreamedSet, batches: Sequence[Tensor], d: int, transform: Callable, seed: int
 ) -> Iterator[Tensor]:
-    """For each batch of indices, `transform` of its images d times: normalised float32 (d, b, 3, h, w)."""
+    """`transform`, applied d times to each image of each batch: normalised float32 (d, b, 3, h, w)."""
     pieces = [piece.tolist() for batch in batches for piece in batch.split(PIECE)]
     made = iter(_loader(_Views(images.paths, transform, d, seed), pieces, images))
     for batch in batches:
@@ -157,7 +155,7 @@ def _stream(
 
 
 def _loader(views: _Views, pieces: list[list[int]], images: StreamedSet) -> DataLoader:
-    """A tensor for each piece, uint8 (piece, d, 3, h, w), made ahead by the workers."""
+    """Loader that yields uint8 (piece, d, 3, h, w) for each piece, made ahead of time by the workers."""
     workers = min(_default_workers() if images.workers is None else images.workers, len(pieces))
     return DataLoader(
         views,
@@ -166,21 +164,22 @@ def _loader(views: _Views, pieces: list[list[int]], images: StreamedSet) -> Data
         pin_memory=images.device.type == "cuda",
         multiprocessing_context=_context() if workers else None,
         worker_init_fn=_start_worker if workers else None,
-        generator=torch.Generator(),  # else it would draw a number from the global one
+        generator=torch.Generator(),  # without it DataLoader draws a number from the global generator
     )
 
 
 def _default_workers() -> int:
-    """One for each core, shared among the training processes of this machine (torchrun's count)."""
+    """One worker per core, divided among the training processes that torchrun started on this machine."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return max(1, min(MOST_WORKERS, usable_cores() // processes))
 
 
 def _context() -> BaseContext:
-    """How workers start: forked, but not from this process.
+    """Start workers from a fork server, because forking this process could deadlock them.
 
-    Its threads (OpenMP's, autograd's, CUDA's) do not survive a fork, and a lock that one of them held would
-    stay shut. A server without threads is forked instead, which has imported all that workers need.
+    The threads of this process (OpenMP, autograd, CUDA) do not survive a fork, and a lock that one of them
+    holds would stay locked in the worker. The fork server has no threads, and has already imported what
+    workers need.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
         return multiprocessing.get_context("spawn")
@@ -191,13 +190,13 @@ def _context() -> BaseContext:
 
 def _start_worker(_: int) -> None:
     torch.set_num_threads(1)
-    # Ctrl-C reaches every process of a terminal. The main one ends its step, which may need a batch yet, and
-    # then stops the workers.
+    # Ctrl-C is sent to every process of a terminal. Workers ignore it: the main process first finishes its
+    # step, which may need another batch, and then stops them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A killed main process stops nobody, and the server that forked this one does not notice either."""
+    """Exit when the main process is gone: neither it, if killed, nor the fork server stops the workers."""
     multiprocessing.parent_process().join()
     os._exit(1)
