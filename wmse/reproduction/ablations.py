@@ -1,8 +1,8 @@
 """Ablations: what each choice in W-MSE does, one changed at a time, on a rung that a laptop can afford.
 
 An `Ablation` lists the settings to compare; its runs are in the queue, and `compare` reads what came of
-them from the records. The rung is `digits`; nothing here is the paper's, whose own ablations
-were not published in figures.
+them from the records. The rung is `digits`; nothing here is the paper's. It ran
+ablations of its own, whose figures were not found by us.
 """
 
 from collections.abc import Mapping, Sequence
