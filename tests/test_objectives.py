@@ -26,7 +26,7 @@ def test_each_recipe_of_digits_trains_for_a_few_steps(name, tmp_path, monkeypatc
     assert all(row["loss"] == row["loss"] for row in record.curve)
     encoder, projector = runs.load_networks(tmp_path / "run", recipe)
     images = load("digits", "test").first(4)
-    assert projector(encoder(images.normalised())).shape[0] == 4
+    assert projector(encoder(images.normalized())).shape[0] == 4
 
 
 @pytest.mark.parametrize("method", OBJECTIVES)

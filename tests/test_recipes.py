@@ -19,9 +19,9 @@ def test_the_recipes_of_this_book_are_there():
         "cw-rgp-4",
         "supervised",
     ]
-    rungs = ["cifar10", "cifar100", "stl10", "tiny-imagenet", "cifar10-200", "cifar10-cpu", "digits"]
-    wanted = {f"{rung}/{method}" for rung in rungs for method in methods}
-    floors = {f"{rung}/{floor}" for rung in rungs for floor in ("mse", "random-encoder", "raw-pixels")}
+    budgets = ["cifar10", "cifar100", "stl10", "tiny-imagenet", "cifar10-200", "cifar10-cpu", "digits"]
+    wanted = {f"{budget}/{method}" for budget in budgets for method in methods}
+    floors = {f"{budget}/{floor}" for budget in budgets for floor in ("mse", "random-encoder", "raw-pixels")}
     assert set(RECIPES) >= wanted | floors | {"digits/intl", "imagenet100/w-mse-2", "imagenet100/w-mse-4"}
 
 
@@ -104,29 +104,29 @@ def test_the_rivals_have_their_protocol():
     assert get_recipe("tiny-imagenet/cw-rgp-2").projector_width == 2048
 
 
-def test_rungs_change_the_budget_only():
-    for rung, fields in {
+def test_budgets_change_how_much_is_computed_only():
+    for budget, fields in {
         "cifar10-200": {"epochs"},
         "cifar10-cpu": {"epochs", "width", "warmup_steps", "lr_drops"},
     }.items():
         for method in ("w-mse-2", "byol", "cw-rgp-4"):
-            low, high = vars(get_recipe(f"{rung}/{method}")), vars(get_recipe(f"cifar10/{method}"))
+            low, high = vars(get_recipe(f"{budget}/{method}")), vars(get_recipe(f"cifar10/{method}"))
             assert {key for key in low if low[key] != high[key]} == fields
     slim = get_recipe("cifar10-cpu/w-mse-2")
     assert (slim.epochs, slim.width) == (20, 16) and all(0 < drop < 20 for drop in slim.lr_drops)
 
 
-@pytest.mark.parametrize("rung", ["digits", "cifar10", "cifar10-200", "cifar10-cpu"])
-def test_solo_learn_departs_from_the_paper_by_one_difference_at_a_time(rung):
-    papers = vars(get_recipe(f"{rung}/w-mse-2"))
+@pytest.mark.parametrize("budget", ["digits", "cifar10", "cifar10-200", "cifar10-cpu"])
+def test_solo_learn_departs_from_the_paper_by_one_difference_at_a_time(budget):
+    papers = vars(get_recipe(f"{budget}/w-mse-2"))
     seen = set()
     for name in SOLO_LEARN:
-        held = vars(get_recipe(f"{rung}/w-mse-2-{name}"))
+        held = vars(get_recipe(f"{budget}/w-mse-2-{name}"))
         changed = {field: held[field] for field in held if held[field] != papers[field]}
         if name == "solo-learn":
             assert set(changed) == seen
         else:
             assert len(changed) == 1 and changed.keys() == SOLO_LEARN[name].keys()
             seen |= changed.keys()
-    half = get_recipe(f"{rung}/w-mse-2-half-batch")
+    half = get_recipe(f"{budget}/w-mse-2-half-batch")
     assert half.batch_size * 2 == papers["batch_size"] and half.slice_size == papers["slice_size"]

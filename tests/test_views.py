@@ -361,11 +361,11 @@ def test_blur_is_refused_for_images_in_memory():
     make_views(some_images(6), 2, *CIFAR, ViewSettings(blur_radius=(1.0, 1.0)))  # never applied
 
 
-def test_normalise_works_in_place_on_any_leading_shape():
+def test_normalize_works_in_place_on_any_leading_shape():
     x = some_images(6).float().div(255)
     expected = F.normalize(x, *CIFAR)
     nested = x.unflatten(0, (2, 3)).clone()
-    assert views.normalise_(nested, *CIFAR) is nested
+    assert views.normalize_(nested, *CIFAR) is nested
     assert torch.equal(nested.flatten(0, 1), expected)
 
 

@@ -1,7 +1,7 @@
 """Recipes: every run of the book is a named set of choices, "cifar10/w-mse-4".
 
-`Recipe` holds the choices. Below it they are made: what a method changes, then what a data set changes, then
-what a rung of the budget ladder changes (1000 epochs as in the paper, 200, or 20 of a slim network on a CPU).
+`Recipe` holds the choices. Below it, each named recipe is put together from what its data set, its method and
+its budget change. The budgets are 1000 epochs as in the paper, 200, and 20 of a slim network on a CPU.
 """
 
 import math
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 @dataclass(frozen=True)
 class ViewSettings:
-    """What views are drawn from: the paper's (protocol of the official code). ValueError out of range."""
+    """What random views are drawn from; the defaults are the official code's. ValueError out of range."""
 
     brightness: float = 0.4  # half-width of the factor around 1; a factor is never below 0
     contrast: float = 0.4  # likewise
@@ -72,7 +72,7 @@ class Recipe:
     slice_size: int = 128
     """Images whitened together; must divide batch_size and exceed embedding_dim, 2k is advised."""
     iterations: int = 1
-    """Random permutations into slices to average the loss over (w_iter of the official code)."""
+    """Random permutations into slices that the loss is averaged over (w_iter of the official code)."""
     normalize: bool = True
     """Compare embeddings by cosine; otherwise by Euclidean distance."""
     whitening: str = "cholesky"
@@ -123,11 +123,11 @@ class Recipe:
     """Seed of the weights, the batches, the views and the slices."""
 
 
-# What a method changes in the paper's protocol, on any data set.
+# Changes that a method makes to the paper's protocol, on any data set.
 _CW_RGP = {"method": "cw-rgp", "whitening": "zca", "embedding_dim": 512, "slice_size": 64}
 _CW_RGP |= {"groups": 4, "zero_init_residual": True}
 _FOUR = {"positives": 4, "batch_size": 256}
-METHODS: dict[str, dict] = {
+METHOD_CHANGES: dict[str, dict] = {
     "w-mse-2": {},
     "w-mse-4": _FOUR,
     "mse": {"method": "mse"},
@@ -144,8 +144,8 @@ METHODS: dict[str, dict] = {
     "raw-pixels": {"method": "none", "epochs": 0, "encoder": "pixels"},
 }
 
-# Where solo-learn's W-MSE departs from the paper's, one difference at a time, then all of them: its loss, its
-# networks and its settings for CIFAR-10. At batches half as large its learning rate is two thirds.
+# Differences of solo-learn's W-MSE from the paper's, one at a time, then all: in the loss, the networks and
+# the settings for CIFAR-10. Its batches are half as large, and its learning rate is two thirds.
 _STRONG = ViewSettings(brightness=0.8, contrast=0.8, saturation=0.8, hue=0.2, grayscale_probability=0.2)
 SOLO_LEARN: dict[str, dict] = {
     "detached": {"detach_second": True},
@@ -156,15 +156,15 @@ SOLO_LEARN: dict[str, dict] = {
     "strong-jitter": {"views": _STRONG},
 }
 SOLO_LEARN["solo-learn"] = {field: value for change in SOLO_LEARN.values() for field, value in change.items()}
-METHODS |= {f"w-mse-2-{name}": change for name, change in SOLO_LEARN.items()}
+METHOD_CHANGES |= {f"w-mse-2-{name}": change for name, change in SOLO_LEARN.items()}
 
 TABLE_1 = ("simclr", "byol", "w-mse-2", "w-mse-4")
 COMPARED = (*TABLE_1, "barlow-twins", "vicreg", "cw-rgp-2", "cw-rgp-4", "supervised")
 FLOORS = ("random-encoder", "raw-pixels")
 
-# What a data set changes. Only the losses that whiten with batches of slices read slice_size and iterations.
+# The protocol of each data set. Only the losses that whiten slices of a batch read slice_size and iterations.
 _SIXTY_FOUR = Recipe(learning_rate=2e-3, embedding_dim=128, slice_size=256, stem="64px")
-DATASETS = {
+DATASET_RECIPES = {
     "cifar10": Recipe(dataset="cifar10"),
     "cifar100": Recipe(dataset="cifar100"),
     "stl10": replace(_SIXTY_FOUR, dataset="stl10", epochs=2000, views=ViewSettings(size=64)),
@@ -185,8 +185,8 @@ DATASETS = {
             size=224,
         ),
     ),
-    # A handwritten digit has a right way round, so its views are not flipped; a fifth of it is no digit, so
-    # crops keep more; and its colour says nothing, so views often lose it and take any hue.
+    # A handwritten digit has a right way round, so its views are not flipped. A fifth of it is no digit, so
+    # crops keep more. Its colour says nothing about its class, so views often lose it and take any hue.
     "digits": Recipe(
         dataset="digits",
         encoder="small",
@@ -201,13 +201,13 @@ DATASETS = {
     ),
 }
 
-# Where a data set and a method meet.
+# Overrides for one (data set, method) pair, applied last.
 _DIGITS_STRONG = {
-    "views": replace(DATASETS["digits"].views, brightness=0.8, contrast=0.8, saturation=0.8),
+    "views": replace(DATASET_RECIPES["digits"].views, brightness=0.8, contrast=0.8, saturation=0.8),
 }
 _TINY_CW = {"embedding_dim": 1024, "projector_width": 2048, "slice_size": 128, "groups": 2}
 _DIGITS_CW = {"embedding_dim": 128, "slice_size": 32, "groups": 2}
-MEETINGS: dict[tuple[str, str], dict] = {
+PAIR_OVERRIDES: dict[tuple[str, str], dict] = {
     ("stl10", "w-mse-2"): {"iterations": 4},
     ("tiny-imagenet", "w-mse-2"): {"iterations": 4},
     ("cifar10", "cw-rgp-2"): {"iterations": 4, "batch_size": 256},
@@ -222,30 +222,30 @@ MEETINGS: dict[tuple[str, str], dict] = {
     ("digits", "intl"): {"embedding_dim": 256},
 }
 
-# Rungs of the budget ladder below the paper's 1000 epochs, on CIFAR-10.
-RUNGS = {
+# Budgets below the paper's 1000 epochs, on CIFAR-10.
+BUDGETS = {
     "cifar10-200": {"epochs": 200},
     "cifar10-cpu": {"epochs": 20, "width": 16, "warmup_steps": 200, "lr_drops": (4, 2)},
 }
 
 
-def _recipe(dataset: str, method: str, rung: str = "") -> Recipe:
-    changes = RUNGS.get(rung, {}) | METHODS[method] | MEETINGS.get((dataset, method), {})
-    return replace(DATASETS[dataset], **changes)
+def _recipe(dataset: str, method: str, budget: str = "") -> Recipe:
+    changes = BUDGETS.get(budget, {}) | METHOD_CHANGES[method] | PAIR_OVERRIDES.get((dataset, method), {})
+    return replace(DATASET_RECIPES[dataset], **changes)
 
 
 _ROWS = (*COMPARED, "mse", *FLOORS)
-RECIPES = {f"digits/{method}": _recipe("digits", method) for method in METHODS}
+RECIPES = {f"digits/{method}": _recipe("digits", method) for method in METHOD_CHANGES}
 RECIPES |= {
     f"{dataset}/{method}": _recipe(dataset, method)
     for dataset in ("cifar10", "cifar100", "stl10", "tiny-imagenet")
     for method in _ROWS
 }
 RECIPES |= {f"imagenet100/{method}": _recipe("imagenet100", method) for method in ("w-mse-2", "w-mse-4")}
-RECIPES |= {f"{rung}/{method}": _recipe("cifar10", method, rung) for rung in RUNGS for method in _ROWS}
+RECIPES |= {f"{name}/{method}": _recipe("cifar10", method, name) for name in BUDGETS for method in _ROWS}
 RECIPES |= {
-    f"{rung}/w-mse-2-{name}": _recipe("cifar10", f"w-mse-2-{name}", rung)
-    for rung in ("cifar10", *RUNGS)
+    f"{budget}/w-mse-2-{name}": _recipe("cifar10", f"w-mse-2-{name}", budget)
+    for budget in ("cifar10", *BUDGETS)
     for name in SOLO_LEARN
 }
 

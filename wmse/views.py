@@ -14,22 +14,22 @@ from torch import Tensor
 
 from wmse.recipes import ViewSettings
 
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # torchvision's numbers of ColorJitter's operations
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the operations of ColorJitter, as torchvision numbers them
 CROP_TRIES = 10  # as in torchvision's RandomResizedCrop
-CHUNK = 2**18  # input values worked on at once on a CPU: a few such float32 arrays stay in its cache
-PAPERS = ViewSettings()  # the paper's, for CIFAR
-Triple = tuple[float, float, float]  # a value a channel, in units of [0, 1]
+CHUNK = 2**18  # input values per pass on a CPU, so that the few float32 arrays of a pass stay in its cache
+PAPER_VIEWS = ViewSettings()  # the paper's settings for CIFAR
+Triple = tuple[float, float, float]  # a value per channel, in units of [0, 1]
 
 
 @dataclass
 class ViewParameters:
-    """The random numbers behind m views: tensors on one device, a row a view."""
+    """The random numbers behind m views: tensors on one device, a row per view."""
 
-    brightness: Tensor  # float32 (m,), factor; 1 where the jitter passes a view by
+    brightness: Tensor  # float32 (m,), factor; 1 where a view is not jittered
     contrast: Tensor  # likewise
     saturation: Tensor  # likewise
-    hue: Tensor  # float32 (m,), shift in turns; 0 where the jitter passes a view by
-    order: Tensor  # int64 (m, 4), which operation of the jitter comes first ... last (0 brightness ... 3 hue)
+    hue: Tensor  # float32 (m,), shift in turns; 0 where a view is not jittered
+    order: Tensor  # int64 (m, 4), the jitter's operations from first to last (0 brightness ... 3 hue)
     grayscale: Tensor  # bool (m,)
     crop: Tensor  # int64 (m, 4): top, left, height, width in pixels of the image
     flip: Tensor  # bool (m,), after the crop
@@ -44,11 +44,11 @@ def draw_parameters(
     count: int,
     height: int,
     width: int,
-    settings: ViewSettings = PAPERS,
+    settings: ViewSettings = PAPER_VIEWS,
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
 ) -> ViewParameters:
-    """Draws the parameters of `count` views of images of `height` x `width` pixels as torchvision would.
+    """Draw the parameters of `count` views of images of `height` x `width` pixels as torchvision would.
 
     The numbers come from `generator` on its own device (without one: the global one of `device`) and move to
     `device`, so a CPU generator gives the same views everywhere. ValueError if a count or size is below 1,
@@ -108,7 +108,7 @@ def make_views(
     d: int,
     mean: Triple,
     std: Triple,
-    settings: ViewSettings = PAPERS,
+    settings: ViewSettings = PAPER_VIEWS,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """d random views of each image: uint8 (n, 3, h, w) in, float32 (d, n, 3, h, w) out (or `settings.size`).
@@ -159,10 +159,10 @@ def _view(images: Tensor, parameters: ViewParameters, mean: Triple, std: Triple,
     views = _jitter(images.contiguous().float().div_(255), parameters)
     views = _blend(views, 1 - parameters.grayscale.float(), to_gray=1.0, to_mean=0.0)
     views = _resized_crop(views, parameters, size or images.shape[2], size or images.shape[3])
-    return normalise_(views, mean, std)
+    return normalize_(views, mean, std)
 
 
-def normalise_(x: Tensor, mean: Triple, std: Triple) -> Tensor:
+def normalize_(x: Tensor, mean: Triple, std: Triple) -> Tensor:
     """(x - mean) / std for each channel of x float (..., 3, h, w), in place."""
     for channel, centre, spread in zip(x.unbind(-3), mean, std, strict=True):
         channel.sub_(centre).div_(spread)  # plain numbers: a tensor of them would be a copy from the host
@@ -172,14 +172,15 @@ def normalise_(x: Tensor, mean: Triple, std: Triple) -> Tensor:
 def _jitter(x: Tensor, parameters: ViewParameters) -> Tensor:
     """Colour jitter of x float32 (m, 3, h, w) in [0, 1], the operations in each view's own order.
 
-    Brightness, contrast and saturation are one operation, a blend. Hue comes before, between or after them:
-    so three blends before it and three after; a blend on the wrong side has factor 1 and changes nothing.
+    Brightness, contrast and saturation are one operation, a blend. Hue may come before, between or after
+    them. So three blends are computed before it and three after it, and a blend on the wrong side of it has
+    factor 1, which changes nothing.
     """
     blends = (parameters.brightness, parameters.contrast, parameters.saturation)
     factors = torch.stack([*blends, torch.ones_like(parameters.hue)], 1).gather(1, parameters.order)
     to_gray, to_mean = ((parameters.order == operation).float() for operation in (SATURATION, CONTRAST))
-    hue_had_its_turn = (parameters.order == HUE).cumsum(1).bool()
-    before, after = factors.masked_fill(hue_had_its_turn, 1.0), factors.masked_fill(~hue_had_its_turn, 1.0)
+    past_hue = (parameters.order == HUE).cumsum(1).bool()
+    before, after = factors.masked_fill(past_hue, 1.0), factors.masked_fill(~past_hue, 1.0)
     for turn in (0, 1, 2):
         x = _blend(x, before[:, turn], to_gray[:, turn], to_mean[:, turn])
     x = _shift_hue(x, parameters.hue)
@@ -189,19 +190,19 @@ def _jitter(x: Tensor, parameters: ViewParameters) -> Tensor:
 
 
 def _blend(x: Tensor, factor: Tensor, to_gray: Tensor | float, to_mean: Tensor | float) -> Tensor:
-    """factor x + (1 - factor) (to_gray gray + to_mean mean(gray)), clamped; factors (m,), one a view."""
+    """factor x + (1 - factor) (to_gray gray + to_mean mean(gray)), clamped; factors (m,), one per view."""
     red, green, blue = x.split(1, dim=1)
     gray = (0.2989 * red).add_(green, alpha=0.587).add_(blue, alpha=0.114)
-    share = ((1 - factor) * to_gray)[:, None, None, None]
+    weight = ((1 - factor) * to_gray)[:, None, None, None]
     other = gray.mean((2, 3), keepdim=True) * ((1 - factor) * to_mean)[:, None, None, None]
-    return torch.addcmul(torch.addcmul(other, gray, share), x, factor[:, None, None, None]).clamp_(0, 1)
+    return torch.addcmul(torch.addcmul(other, gray, weight), x, factor[:, None, None, None]).clamp_(0, 1)
 
 
 def _shift_hue(x: Tensor, shift: Tensor) -> Tensor:
-    """x with its hue turned by `shift` (m,) turns; each pixel keeps its largest and smallest value."""
+    """Hue of x turned by `shift` (m,) turns; each pixel keeps its largest and its smallest value."""
     red, green, blue = x.split(1, dim=1)
     high, low = x.amax(1, keepdim=True), x.amin(1, keepdim=True)
-    chroma = high - low  # 0 for a gray pixel, which any hue gives back
+    chroma = high - low  # 0 for a gray pixel, which no hue changes
     # A hue is 1 + (g + b - r - low) / chroma sixths of a turn away from red, towards green or towards blue.
     away = (green + blue).sub_(red).sub_(low).div_(chroma.clamp(min=1e-12)).add_(1)
     hue = away.copysign_(green - blue).div_(6).add_(shift[:, None, None, None])
@@ -230,6 +231,6 @@ def _bicubic(start: Tensor, length: Tensor, size: int, out: int) -> Tensor:
     centre = start + (torch.arange(out, device=start.device) + 0.5) * scale
     distance = (position[:, None, :] - centre[:, :, None]).abs_().div_(scale.clamp(min=1)[:, :, None])
     near, far = (1 - distance).clamp_(min=0), (2 - distance).clamp_(min=0)
-    # The filter's two cubic pieces as one sum of truncated powers: no branch.
+    # The filter's two cubic pieces, written as one sum of truncated powers to avoid a branch.
     weights = (far * far).mul_(far - 1).mul_(0.5) + (near * near).mul_(1 - 2 * near)
     return weights.div_(weights.sum(2, keepdim=True))

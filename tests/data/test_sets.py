@@ -93,16 +93,16 @@ def test_digits_are_hard_for_raw_pixels_but_not_noise():
 def test_statistics_are_those_of_the_training_split():
     train, test = data.load("digits", "train"), data.load("digits", "test")
     assert (train.mean, train.std) == (test.mean, test.std)
-    x = train.normalised()
+    x = train.normalized()
     assert x.dtype == torch.float32
     torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
     torch.testing.assert_close(x.std((0, 2, 3)), torch.ones(3), atol=1e-4, rtol=0)
 
 
-def test_normalised_takes_an_index():
+def test_normalized_takes_an_index():
     images = data.load("digits", "test")
     index = torch.tensor([5, 3])
-    assert torch.equal(images.normalised(index), images.normalised()[index])
+    assert torch.equal(images.normalized(index), images.normalized()[index])
 
 
 def test_limit_takes_the_first_images():
@@ -137,7 +137,7 @@ def test_batches_are_the_normalised_images_in_order():
     images = data.load("digits", "test", limit=10)
     batches = list(images.batches(4))
     assert [len(batch) for batch in batches] == [4, 4, 2]
-    assert torch.equal(torch.cat(batches), images.normalised())
+    assert torch.equal(torch.cat(batches), images.normalized())
 
 
 def test_labelled_drops_images_without_a_label():

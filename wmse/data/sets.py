@@ -20,7 +20,7 @@ from wmse.data.digits import draw_digits
 from wmse.data.downloads import restore
 from wmse.data.folders import list_imagenet100, list_tiny_imagenet, read_images
 from wmse.data.streaming import StreamedSet, stream_views
-from wmse.views import Triple, ViewSettings, make_views, normalise_
+from wmse.views import Triple, ViewSettings, make_views, normalize_
 
 SPLITS = ("train", "probe", "test")
 OWN_PROBE = ("stl10",)  # sets whose probe split differs from their train split
@@ -70,15 +70,15 @@ class ImageSet:
             return self
         return replace(self, images=self.images[labelled], labels=self.labels[labelled])
 
-    def normalised(self, index=None) -> Tensor:
+    def normalized(self, index=None) -> Tensor:
         """Normalised images without augmentation, all or those of `index`: float32 (m, 3, h, w)."""
         images = self.images if index is None else self.images[index]
-        return normalise_(images.float().div_(255), self.mean, self.std)
+        return normalize_(images.float().div_(255), self.mean, self.std)
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """All images in order, without augmentation: normalised float32 (b, 3, h, w), b = `size` or, in the
         last batch, fewer."""
-        return (self.normalised(slice(start, start + size)) for start in range(0, len(self), size))
+        return (self.normalized(slice(start, start + size)) for start in range(0, len(self), size))
 
 
 def load(

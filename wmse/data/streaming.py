@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from wmse.data.folders import read_rgb
 from wmse.machine import usable_cores
-from wmse.views import Triple, ViewSettings, normalise_
+from wmse.views import Triple, ViewSettings, normalize_
 
 PIECE = (
     32  # images per request to a worker; small, so that an epoch starts soon and uses little shared memory
@@ -151,7 +151,7 @@ def _stream(
     for batch in batches:
         parts = [next(made).to(images.device, non_blocking=True) for _ in batch.split(PIECE)]
         views = torch.cat([part.transpose(0, 1) for part in parts], dim=1)
-        yield normalise_(views.float().div_(255), images.mean, images.std)
+        yield normalize_(views.float().div_(255), images.mean, images.std)
 
 
 def _loader(views: _Views, pieces: list[list[int]], images: StreamedSet) -> DataLoader:
