@@ -131,8 +131,7 @@ def _evaluate(arguments: list[str]) -> int:
 
 def _table(arguments: list[str]) -> int:
     chosen = tyro.cli(Table, args=arguments, prog="python -m wmse table")
-    from wmse.reproduction.table_text import as_markdown, as_text
-    from wmse.reproduction.tables import OUTLINES, make_table
+    from wmse.reproduction.tables import OUTLINES, as_markdown, as_text, make_table
 
     if not chosen.name:
         print("\n".join(f"{name:14}{outline.title}" for name, outline in OUTLINES.items()))

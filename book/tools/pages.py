@@ -9,13 +9,14 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import nbformat
 
 from wmse import figures, machine, records
 from wmse.recipes import RECIPES, get_recipe
 from wmse.records import Entry, Record
-from wmse.reproduction import claims, queue, table_text, tables
+from wmse.reproduction import claims, queue, tables
 
 # Parts of pages; on which page each stands is said where it is made.
 LANDING, LEDGER, COMPUTE = "landing-results.md", "report-ledger.md", "report-compute.md"
@@ -108,15 +109,15 @@ def landing(entries: Sequence[Entry]) -> str:
 
     The last column quotes the paper. A method with neither a run nor a quoted figure is left out.
     """
-    rows = {row.method: row for row in tables.make_table("table-1", entries).rows if row.dataset == "cifar10"}
+    scores = tables.make_table("table-1", entries).scores
+    scores = scores[(scores.dataset == "cifar10") & (scores.metric == METRIC)]
+    quoted = dict(zip(scores.method, scores.paper, strict=True))
     cells = {
-        (method, entry.record.budget): _mean_of_seeds(measured)
-        for method in METHODS
-        for measured in rows[method].measured
-        if METRIC in measured.scores and ", but " not in measured.rung and not measured.refusal
-        for entry in measured.entries[:1]
+        (score.method, score.budget): _mean_of_seeds(score)
+        for score in scores[scores["mean"].notna()].itertuples()
+        if not score.changes and not score.not_compared_because
     }
-    budgets = [budget for budget in claims.RUNGS if any(column == budget for _, column in cells)]
+    budgets = [budget for budget in claims.TESTED_BUDGETS if any((one, budget) in cells for one in METHODS)]
     paper = RECIPES["cifar10/w-mse-2"]
     header = ["CIFAR-10, linear classifier, %"]
     for recipe in (RECIPES[f"{budget}/w-mse-2"] for budget in budgets):
@@ -128,17 +129,18 @@ def landing(entries: Sequence[Entry]) -> str:
     lines = []
     for method in METHODS:
         measured = [cells.get((method, budget), "no run yet") for budget in budgets or [""]]
-        figure = rows[method].paper.get(METRIC)
+        figure = quoted[method]
         if figure or set(measured) != {"no run yet"}:
-            quoted = f"{figure.value:.2f}{table_text.MARKS.get(figure.certainty, '')}" if figure else "none"
-            lines.append([titles[method], *measured, quoted])
+            said = f"{figure.value:.2f}{tables.MARKS.get(figure.certainty, '')}" if figure else "none"
+            lines.append([titles[method], *measured, said])
     text = table(header, lines, range(1, len(header))) + "\n"
     return text if budgets else f"{text}\n{NONE_YET}\n"
 
 
-def _mean_of_seeds(measured: tables.Measured) -> str:
-    score, count = measured.scores[METRIC], len(measured.seeds)
-    spread = "" if score.deviation is None else f" ± {score.deviation:.2f}"
+def _mean_of_seeds(score: Any) -> str:
+    """A row of `Table.scores` in words: "90.12 ± 0.30 (3 seeds)"."""
+    count = len(score.seeds)
+    spread = f" ± {score.deviation:.2f}" if count > 1 else ""
     return f"{score.mean:.2f}{spread} ({count} seed{'s' * (count > 1)})"
 
 
@@ -151,13 +153,15 @@ def ledger(entries: Sequence[Entry]) -> str:
     for claim in claims.CLAIMS:
         found = claims.findings(claim, entries)
         tested = [one for one in found if one.verdict in VERDICTS]
-        best = [VERDICTS[tested[0].verdict], f"`{tested[0].rung}`"] if tested else ["not yet tested", "none"]
+        best = ["not yet tested", "none"]
+        if tested:
+            best = [VERDICTS[tested[0].verdict], f"`{tested[0].budget}`"]
         summary.append([claim.text, *best])
         parts = [f"### {claim.text}", f"*Rule.* {claim.rule}"]
         if tested:
-            rows = [[f"`{one.rung}`", VERDICTS[one.verdict], one.evidence] for one in tested]
+            rows = [[f"`{one.budget}`", VERDICTS[one.verdict], one.evidence] for one in tested]
             parts.append(table(["rung", "verdict", "evidence"], rows))
-        if untested := [f"`{one.rung}` ({one.evidence})" for one in found if one not in tested]:
+        if untested := [f"`{one.budget}` ({one.evidence})" for one in found if one not in tested]:
             parts.append(f"Not yet tested: {'; '.join(untested)}.")
         sections += parts
     return "\n\n".join([table(["claim", "verdict", "rung"], summary), *sections]) + "\n"

@@ -13,7 +13,7 @@ from wmse.records import read_records
 from wmse.reproduction.queue import (
     ON_A_GPU_FIRST,
     STAGES,
-    Wanted,
+    RunKey,
     estimate,
     queue_markdown,
     speed,
@@ -25,13 +25,13 @@ ROOT = Path(__file__).resolve().parents[2]
 EVERY_RUN = [run for stage in STAGES for run in stage.runs]
 
 
-def plans(root):
+def queue(root):
     entries, _ = read_records(root)
-    return [plan for stage in STAGES for plan in wanted(stage, entries, root)]
+    return [queued for stage in STAGES for queued in wanted(stage, entries, root)]
 
 
 def listed(root):
-    return [plan.run for plan in plans(root)]
+    return [queued.key for queued in queue(root)]
 
 
 def test_the_committed_queue_is_up_to_date(monkeypatch, capsys):
@@ -67,20 +67,20 @@ def test_a_finished_run_leaves_the_list_and_no_other_does(run, tmp_path):
 
 @pytest.mark.parametrize("run", [run for run in EVERY_RUN if run.changes])
 def test_the_command_of_a_changed_recipe_trains_it(run, tmp_path, monkeypatch):
-    (plan,) = (plan for plan in plans(tmp_path) if plan.run == run)
+    (queued,) = (queued for queued in queue(tmp_path) if queued.key == run)
     trained = []
     monkeypatch.setattr(
         "wmse.training.train", lambda *given, **named: trained.append((given, named)) or 1 / 0
     )
-    assert main(shlex.split(plan.command)[3:]) == 2
+    assert main(shlex.split(queued.command)[3:]) == 2
     ((name, out), named), *_ = trained
-    assert (name, out) == (run.name, plan.out)
+    assert (name, out) == (run.name, queued.out)
     assert named["recipe"] == replace(run.recipe, seed=run.seed)
 
 
 def test_precision_and_compilation_make_no_other_run(tmp_path):
     put(tmp_path, example_record(recipe={"precision": "float32", "compile": True}))
-    assert Wanted("cifar10/w-mse-2", 0) not in listed(tmp_path)
+    assert RunKey("cifar10/w-mse-2", 0) not in listed(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -91,24 +91,24 @@ def test_precision_and_compilation_make_no_other_run(tmp_path):
 def test_another_rung_or_seed_or_an_obsolete_record_leaves_the_run_wanted(changes, tmp_path):
     taken = put(tmp_path, example_record(**changes), "cifar10/w-mse-2/seed-0")
     assert listed(tmp_path) == EVERY_RUN
-    (plan,) = (plan for plan in plans(tmp_path) if plan.run[:2] == ("cifar10/w-mse-2", 0))
-    assert plan.out == taken.with_name("seed-0-2"), "the command must not meet another run's folder"
-    assert "--resume" not in plan.command
+    (queued,) = (queued for queued in queue(tmp_path) if queued.key[:2] == ("cifar10/w-mse-2", 0))
+    assert queued.out == taken.with_name("seed-0-2"), "the command must not meet another run's folder"
+    assert "--resume" not in queued.command
 
 
 @pytest.mark.parametrize("status", ["interrupted", "failed", "running"])
 def test_a_run_that_was_stopped_is_resumed_where_it_lies(status, tmp_path):
     folder = put(tmp_path, example_record(status=status), "elsewhere")
-    (plan,) = (plan for plan in plans(tmp_path) if plan.run[:2] == ("cifar10/w-mse-2", 0))
-    assert plan.out == folder and plan.command.endswith("--resume")
+    (queued,) = (queued for queued in queue(tmp_path) if queued.key[:2] == ("cifar10/w-mse-2", 0))
+    assert queued.out == folder and queued.command.endswith("--resume")
     assert f"its record says {status!r}" in queue_markdown(*read_records(tmp_path), tmp_path)
 
 
 def test_a_run_that_broke_down_by_its_own_numbers_is_not_wanted_again(tmp_path):
     put(tmp_path, example_record(status="failed", error="DivergenceError: the loss is NaN near step 7"))
-    assert Wanted("cifar10/w-mse-2", 0) not in listed(tmp_path)
+    assert RunKey("cifar10/w-mse-2", 0) not in listed(tmp_path)
     put(tmp_path, example_record("cifar10-200/simclr", 1, status="failed", error="OSError: the disk is full"))
-    assert Wanted("cifar10-200/simclr", 1) in listed(tmp_path)
+    assert RunKey("cifar10-200/simclr", 1) in listed(tmp_path)
 
 
 def test_a_broken_record_is_named(tmp_path):
@@ -147,8 +147,8 @@ def test_speeds_are_assumed_until_a_record_of_the_like_measured_one(tmp_path):
 
 
 def test_times_follow_from_views_and_speed(tmp_path):
-    (plan,) = (plan for plan in plans(tmp_path) if plan.run[:2] == ("cifar10/w-mse-2", 0))
-    assert plan.seconds == plan.views / 60_000
+    (queued,) = (queued for queued in queue(tmp_path) if queued.key[:2] == ("cifar10/w-mse-2", 0))
+    assert queued.seconds == queued.views / 60_000
     assert "99.3 million views, 28 min (assumed)" in queue_markdown([], [], "results")
 
 

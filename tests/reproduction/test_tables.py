@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from math import isnan
 
 import pytest
 from example_records import ACCURACIES, example_record, parsed, put
@@ -11,9 +12,7 @@ from wmse.figures import DATASET_TITLES, METHOD_TITLES
 from wmse.recipes import RECIPES
 from wmse.records import read_records
 from wmse.reproduction.paper import FIGURES, LATER
-from wmse.reproduction.table_page import as_page
-from wmse.reproduction.table_text import HEADER, as_markdown, as_text, notes
-from wmse.reproduction.tables import OUTLINES, make_table
+from wmse.reproduction.tables import COLUMNS, OUTLINES, as_markdown, as_page, as_text, make_table, notes
 
 
 def accuracies(linear, knn=88.0):
@@ -24,35 +23,37 @@ def table(root, name="table-1"):
     return make_table(name, *read_records(root))
 
 
-def row(made, method="w-mse-2", dataset="cifar10"):
-    (found,) = (row for row in made.rows if (row.dataset, row.method) == (dataset, method))
-    return found
+def scores(made, method="w-mse-2", dataset="cifar10", metric="linear_top1"):
+    """The scores of a method by one metric that runs on record have, a row for each line of the table."""
+    own = made.scores[(made.scores.method == method) & (made.scores.dataset == dataset)]
+    return [score for score in own[own.metric == metric].itertuples() if score.seeds]
 
 
 def lines(made, method="w-mse-2", dataset="cifar10"):
     """The lines of a method in the Markdown, as dicts by the header."""
     part = as_markdown(made).split(f"### {dataset}\n")[1].split("###")[0]
     cells = [line.strip("| ").split(" | ") for line in part.splitlines() if line.startswith("|")]
-    return [dict(zip(HEADER, line, strict=True)) for line in cells if line[0] == method]
+    return [dict(zip(COLUMNS, line, strict=True)) for line in cells if line[0] == method]
 
 
 @pytest.mark.parametrize("name", OUTLINES)
 def test_without_records_every_cell_says_so(name, tmp_path):
     made = table(tmp_path / "nowhere", name)
-    assert not any(row.measured for row in made.rows)
-    for row in made.rows:
-        (line,) = lines(made, row.method, row.dataset)
-        assert line["ours"] == ("no run yet" if row.has_recipe else "quoted only")
-        assert {line[column] for column in HEADER[5:]} == {"-"}
-    assert as_text(made).count("no run yet") == sum(row.has_recipe for row in made.rows)
+    assert not any(made.scores.seeds) and made.scores["mean"].isna().all()
+    places = list(dict.fromkeys(zip(made.scores.dataset, made.scores.method, strict=True)))
+    has_recipe = [f"{dataset}/{method}" in RECIPES for dataset, method in places]
+    for (dataset, method), ours in zip(places, has_recipe, strict=True):
+        (line,) = lines(made, method, dataset)
+        assert line["ours"] == ("no run yet" if ours else "quoted only")
+        assert {line[column] for column in COLUMNS[5:]} == {"-"}
+    assert as_text(made).count("no run yet") == sum(has_recipe)
 
 
 def test_a_run_fills_its_cell_and_deleting_it_empties_the_cell_again(tmp_path):
     empty = as_text(table(tmp_path))
     folder = put(tmp_path, example_record(metrics=accuracies(91.05, 89.99)))
-    (measured,) = row(table(tmp_path)).measured
-    score = measured.scores["linear_top1"]
-    assert (score.mean, score.deviation) == (91.05, None) and score.difference == pytest.approx(-0.5)
+    (score,) = scores(table(tmp_path))
+    assert score.mean == 91.05 and isnan(score.deviation) and score.difference == pytest.approx(-0.5)
     (line,) = lines(table(tmp_path))
     assert line["ours"] == "91.05 / 89.99" and line["ours - paper"] == "-0.50 ✓ / +0.30 ✓"
     assert (line["rung"], line["seeds"]) == ("cifar10 (1000 epochs)", "1: 0")
@@ -74,9 +75,8 @@ def test_seeds_are_averaged_with_the_deviation_of_the_sample(tmp_path):
     for seed, value in ((2, 90.0), (0, 91.0), (1, 92.0)):
         changes = {"precision": ("bfloat16", "float32", "auto")[seed], "compile": seed == 1}
         put(tmp_path, example_record(seed=seed, recipe=changes, metrics=accuracies(value)))
-    (measured,) = row(table(tmp_path)).measured
-    score = measured.scores["linear_top1"]
-    assert measured.seeds == (0, 1, 2) and (score.mean, score.deviation) == (91.0, 1.0)
+    (score,) = scores(table(tmp_path))
+    assert score.seeds == (0, 1, 2) and (score.mean, score.deviation) == (91.0, 1.0)
     (line,) = lines(table(tmp_path))
     assert line["ours"] == "91.00 ± 1.00 / 88.00 ± 0.00" and line["seeds"] == "3: 0, 1, 2"
     assert line["records"].count("seed-") == 3
@@ -103,9 +103,9 @@ def test_different_rungs_are_never_averaged(tmp_path):
         record["metrics"]["linear_top1"] = 10.0 + number
         assert parsed(record).budget_label == label
         put(tmp_path, record, f"run-{number}")
-    measured = row(table(tmp_path)).measured
-    assert [one.rung for one in measured] == list(runs)
-    assert [one.scores["linear_top1"].mean for one in measured] == [10.0 + n for n in range(len(runs))]
+    measured = scores(table(tmp_path))
+    assert [one.label for one in measured] == list(runs)
+    assert [one.mean for one in measured] == [10.0 + n for n in range(len(runs))]
     assert [line["rung"] for line in lines(table(tmp_path))] == list(runs)
     assert all(f"{10 + n}.00" in as_text(table(tmp_path)) for n in range(len(runs)))
 
@@ -115,13 +115,13 @@ def test_runs_scored_on_different_numbers_of_images_are_not_averaged(tmp_path):
         record = example_record("tiny-imagenet/w-mse-2", seed, metrics=accuracies(48.7, 34.0), images=images)
         put(tmp_path, record)
     made = table(tmp_path)
-    half, whole = row(made, dataset="tiny-imagenet").measured
+    half, whole = scores(made, dataset="tiny-imagenet")
     assert (half.images, whole.images) == (5_000, 10_000)
-    assert half.scores["linear_top1"].difference == pytest.approx(0.5) and not half.refusal
-    assert whole.scores["linear_top1"].difference is None and "5,000" in whole.refusal
+    assert half.difference == pytest.approx(0.5) and not half.not_compared_because
+    assert isnan(whole.difference) and "5,000" in whole.not_compared_because
     shown = {line["scored on"]: line["ours - paper"] for line in lines(made, dataset="tiny-imagenet")}
     assert shown == {"5,000": "+0.50 ✓ / -0.16 ✓", "10,000": "not compared"}
-    assert whole.refusal in as_text(made) and whole.refusal in as_markdown(made)
+    assert all(whole.not_compared_because in text for text in (as_text(made), as_markdown(made)))
 
 
 def test_of_two_runs_with_one_seed_the_later_counts_and_that_is_said(tmp_path):
@@ -130,8 +130,8 @@ def test_of_two_runs_with_one_seed_the_later_counts_and_that_is_said(tmp_path):
     kept = put(tmp_path, late, "a")
     dropped = put(tmp_path, early, "b")
     made = table(tmp_path)
-    (measured,) = row(made).measured
-    assert measured.scores["linear_top1"].mean == 80.0 and measured.entries[0].folder == kept
+    (score,) = scores(made)
+    assert score.mean == 80.0 and score.folders == (kept,)
     (remark,) = made.remarks
     assert str(dropped) in remark and "later run" in remark and remark in as_text(made)
 
@@ -140,7 +140,7 @@ def test_of_two_runs_with_one_seed_the_later_counts_and_that_is_said(tmp_path):
 def test_only_finished_runs_count(status, tmp_path):
     folder = put(tmp_path, example_record(status=status))
     made = table(tmp_path)
-    assert not row(made).measured and lines(made)[0]["ours"] == "no run yet"
+    assert not scores(made) and lines(made)[0]["ours"] == "no run yet"
     assert made.remarks == (f"left out, {status}: {folder}",)
 
 
@@ -148,7 +148,7 @@ def test_a_broken_record_is_named_and_left_out(tmp_path):
     put(tmp_path, example_record(metrics=accuracies(90.0)))
     broken = put(tmp_path, example_record(seed=1, metrics=accuracies(900.0)))
     made = table(tmp_path)
-    assert row(made).measured[0].seeds == (0,)
+    assert scores(made)[0].seeds == (0,)
     assert str(broken) in as_text(made) and "900.0" in as_text(made)
 
 
@@ -156,7 +156,7 @@ def test_a_run_under_a_foreign_name_or_on_another_set_stands_in_no_row(tmp_path)
     put(tmp_path, example_record() | {"name": "mine"}, "mine")
     put(tmp_path, example_record("digits/w-mse-2"))
     made = table(tmp_path)
-    assert not any(row.measured for row in made.rows)
+    assert not any(made.scores.seeds)
     (remark,) = made.remarks
     assert "'mine'" in remark
 
@@ -164,24 +164,24 @@ def test_a_run_under_a_foreign_name_or_on_another_set_stands_in_no_row(tmp_path)
 def test_a_run_of_another_method_than_its_name_says_is_not_compared(tmp_path):
     record = example_record(recipe={"method": "mse"})
     put(tmp_path, record)
-    (measured,) = row(table(tmp_path)).measured
-    assert parsed(record).changes == {"method": "mse"} and measured.rung.endswith(", but method mse")
-    assert measured.refusal and measured.scores["linear_top1"].difference is None
+    (score,) = scores(table(tmp_path))
+    assert parsed(record).changes == {"method": "mse"} and score.label.endswith(", but method mse")
+    assert score.not_compared_because and isnan(score.difference)
 
 
 def test_a_recipe_of_another_data_set_is_not_compared_with_that_sets_figures(tmp_path):
     put(tmp_path, example_record(recipe={"dataset": "cifar100"}))
-    (measured,) = row(table(tmp_path), dataset="cifar100").measured
-    assert measured.refusal and measured.scores["linear_top1"].difference is None
+    (score,) = scores(table(tmp_path), dataset="cifar100")
+    assert score.not_compared_because and isnan(score.difference)
 
 
 def test_runs_on_other_images_or_numbers_of_processes_are_not_averaged(tmp_path):
     part = {"train": 50_000, "probe": 1_000, "test": 10_000}
     for seed, changes in enumerate([{}, {"processes": 4}, {"images": part}]):
         put(tmp_path, example_record(seed=seed) | changes)
-    measured = row(table(tmp_path)).measured
+    measured = scores(table(tmp_path))
     assert sorted(one.seeds for one in measured) == [(0,), (1,), (2,)]
-    assert any("processes 4" in one.rung for one in measured)
+    assert any("processes 4" in one.label for one in measured)
 
 
 def test_a_metric_that_some_seeds_lack_is_not_averaged(tmp_path):
@@ -189,9 +189,10 @@ def test_a_metric_that_some_seeds_lack_is_not_averaged(tmp_path):
     lacking = example_record(seed=1)
     del lacking["metrics"]["knn5_euclidean_top1"]
     put(tmp_path, lacking)
-    (measured,) = row(table(tmp_path)).measured
-    assert "linear_top1" in measured.scores and "knn5_euclidean_top1" not in measured.scores
-    assert "cca_dimensions" not in measured.scores, "null is no number"
+    made = table(tmp_path)
+    (linear,), (knn,) = (scores(made, metric=metric) for metric in ACCURACIES)
+    assert linear.mean == 91.0 and isnan(knn.mean)
+    assert set(made.scores.metric) == set(ACCURACIES), "no metric that may be null"
     assert lines(table(tmp_path))[0]["ours"].endswith("/ not measured")
 
 
@@ -213,7 +214,7 @@ def test_marks_say_how_sure_a_figure_is_and_later_work_has_a_column_of_its_own(t
 
 def test_every_figure_of_the_paper_for_these_sets_is_shown(tmp_path):
     for name, outline in OUTLINES.items():
-        shown = [figure for row in table(tmp_path, name).rows for figure in row.paper.values()]
+        shown = filter(None, table(tmp_path, name).scores.paper)
         assert set(shown) == {figure for figure in FIGURES if figure.dataset in outline.datasets}
 
 
@@ -226,18 +227,17 @@ def test_imagenet_100_shows_top_5(tmp_path):
 
 def test_no_number_of_ours_is_without_a_record(tmp_path):
     """What stands under "ours" is in the records; the quoted columns do not change with them."""
-    quoted = [(row.paper, row.later) for row in table(tmp_path).rows]
+    quoted = table(tmp_path).scores[["dataset", "method", "metric", "paper", "later"]]
     numbers = {}
     for index, name in enumerate(("cifar10/simclr", "cifar10/raw-pixels", "cifar100/vicreg", "stl10/byol")):
         numbers[name] = accuracies(10.0 + index, 20.0 + index)
         put(tmp_path, example_record(name, metrics=numbers[name]))
     made = table(tmp_path)
-    assert [(row.paper, row.later) for row in made.rows] == quoted
-    for row_ in made.rows:
-        for measured in row_.measured:
-            expected = numbers.pop(f"{row_.dataset}/{row_.method}")
-            assert {metric: measured.scores[metric].mean for metric in ACCURACIES} == expected
-    assert numbers == {}
+    assert made.scores[quoted.columns].equals(quoted)
+    measured = made.scores[made.scores["mean"].notna()]
+    assert all(measured.seeds) and len(measured) == len(numbers) * len(ACCURACIES)
+    for score in measured.itertuples():
+        assert score.mean == numbers[f"{score.dataset}/{score.method}"][score.metric]
 
 
 def test_the_command_prints_text_or_markdown(tmp_path, capsys):
@@ -272,8 +272,10 @@ def test_a_figure_is_reached_from_a_point_below_it_on_at_its_own_rung(linear, re
 
 def test_an_unsure_figure_is_never_reached_or_missed(tmp_path):
     put(tmp_path, example_record("stl10/w-mse-4", metrics=accuracies(99.0, 99.0), images=8_000))
-    (measured,) = row(table(tmp_path), "w-mse-4", "stl10").measured
-    assert {score.reached for score in measured.scores.values()} == {None}
+    made = table(tmp_path)
+    for metric in ACCURACIES:
+        (score,) = scores(made, "w-mse-4", "stl10", metric)
+        assert score.mean == 99.0 and score.reached is None
 
 
 def page(made):
@@ -301,9 +303,9 @@ def test_a_page_holds_what_the_whole_table_holds(tmp_path):
     for name in OUTLINES:
         made = table(tmp_path, name)
         text = page(made)
-        for row_ in made.rows:
-            assert METHOD_TITLES[row_.method] in text
-            for figure in (*row_.paper.values(), *row_.later.values()):
+        for score in made.scores.itertuples():
+            assert METHOD_TITLES[score.method] in text
+            for figure in filter(None, (score.paper, score.later)):
                 assert f"{figure.value:.2f}" in text and figure.source in text
         for note in notes(made):
             assert note.replace("|", "\\|") in text

@@ -1,8 +1,8 @@
-"""Ablations: what each choice in W-MSE does, one changed at a time, on a rung that a laptop can afford.
+"""Ablations: what each choice in W-MSE does, one changed at a time, at a budget that a laptop can afford.
 
-An `Ablation` lists the settings to compare; its runs are in the queue, and `compare` reads what came of
-them from the records. The rung is `digits`; nothing here is the paper's. It ran
-ablations of its own, whose figures were not found by us.
+An `Ablation` lists the settings to compare. Its runs are in the queue, and `compare` reads their results from
+the records. The budget is `digits`, so nothing here is the paper's. The paper ran ablations of its own; we
+have not found their figures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 
 from wmse.recipes import SOLO_LEARN
 from wmse.records import NO_CHANGES, Entry, Record, by_seed
-from wmse.reproduction.claims import Interval, interval
+from wmse.reproduction.claims import MIN_SEEDS, Interval, interval
 
-SEEDS = (0, 1, 2)
+SEEDS = tuple(range(MIN_SEEDS))
 BASE = "digits/w-mse-2"
 
 
 class Setting(NamedTuple):
-    """A recipe, perhaps with changes, and what a figure calls it."""
+    """A recipe, perhaps with changes, and its label in figures."""
 
     label: str
     changes: Mapping[str, Any] = NO_CHANGES
@@ -27,7 +27,7 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True)
 class Ablation:
-    """Settings that differ in one choice. The first is what the others are compared with."""
+    """Settings that differ in one choice; the others are compared with the first."""
 
     choice: str  # what differs, as the label of a figure's axis
     settings: tuple[Setting, ...]
@@ -39,19 +39,19 @@ class Compared:
 
     setting: Setting
     values: dict[int, float]  # by seed, of finished runs
-    breakdowns: dict[int, str]  # by seed, the error that ended a run before its time
-    lead: Interval | None  # over the ablation's first setting; None of the first, and below two seeds of each
-    decided: bool  # whether `lead` may be read as a verdict: three seeds of each, and no run broke down
+    breakdowns: dict[int, str]  # by seed, the error of the run's own numbers that ended it
+    lead: Interval | None  # over the first setting; None for the first, and below two seeds of each
+    decided: bool  # whether `lead` may be read as a verdict: three seeds of each, and no breakdown
 
 
-def _changed(field: str, values: Mapping[str, Any], **always: Any) -> tuple[Setting, ...]:
-    return tuple(Setting(label, always | {field: value}) for label, value in values.items())
+def _settings(field: str, values: Mapping[str, Any]) -> tuple[Setting, ...]:
+    return tuple(Setting(label, {field: value}) for label, value in values.items())
 
 
-# As many views in each step and in all: more positives, fewer images and the drops nearer to the end.
-def _positives(d: int, epochs: int, drops: tuple[int, int]) -> Setting:
+def _positives(d: int, epochs: int, lr_drops: tuple[int, int]) -> Setting:
+    """As many views in all and in each step for every d: more positives, fewer epochs."""
     more = {} if d == 4 else {"positives": d}
-    return Setting(str(d), more | {"epochs": epochs, "lr_drops": drops}, "digits/w-mse-4")
+    return Setting(str(d), more | {"epochs": epochs, "lr_drops": lr_drops}, "digits/w-mse-4")
 
 
 _BY_QR = {"batch_size": 132, "whitening": "qr"}
@@ -69,8 +69,7 @@ ABLATIONS = {
             _positives(8, 16, (4, 2)),
         ),
     ),
-    # 132 images a batch, because 33 = k + 1, 44, 66 and 132 divide it.
-    "slice size": Ablation(
+    "slice size": Ablation(  # 132 images a batch, because 33 = k + 1, 44, 66 and 132 divide it
         "images in a slice",
         (
             *(Setting(str(size), {"slice_size": size, "batch_size": 132}) for size in (66, 33, 44, 132)),
@@ -81,13 +80,13 @@ ABLATIONS = {
     ),
     "iterations": Ablation(
         "permutations into slices, w_iter",
-        (Setting("1"), *_changed("iterations", {"4": 4, "16": 16})),
+        (Setting("1"), *_settings("iterations", {"4": 4, "16": 16})),
     ),
     "whitening": Ablation(
         "whitening matrix",
         (
             Setting("Cholesky"),
-            *_changed("whitening", {"ZCA": "zca", "PCA": "pca", "Newton-Schulz": "newton-schulz"}),
+            *_settings("whitening", {"ZCA": "zca", "PCA": "pca", "Newton-Schulz": "newton-schulz"}),
         ),
     ),
     "projector": Ablation(
@@ -96,7 +95,7 @@ ABLATIONS = {
     ),
     "shrinkage": Ablation(
         "shrinkage of the covariance, eps",
-        (Setting("0"), *_changed("whitening_eps", {"0.0001": 1e-4, "0.01": 0.01, "0.1": 0.1, "0.5": 0.5})),
+        (Setting("0"), *_settings("whitening_eps", {"0.0001": 1e-4, "0.01": 0.01, "0.1": 0.1, "0.5": 0.5})),
     ),
     "second view": Ablation(
         "the second view",
@@ -118,38 +117,33 @@ SOLO_LEARN_LABELS = {
 }
 
 
-def three_w_mses(rung: str) -> Ablation:
-    """W-MSE 2 as in the paper against solo-learn's differences, on a rung: each alone, then all."""
-    papers = Setting("as in\nthe paper", name=f"{rung}/w-mse-2")
-    others = (Setting(SOLO_LEARN_LABELS[name], name=f"{papers.name}-{name}") for name in SOLO_LEARN)
-    return Ablation("difference from the paper's W-MSE 2", (papers, *others))
+def three_w_mses(budget: str) -> Ablation:
+    """W-MSE 2 as in the paper against solo-learn's differences: each alone, then all, at a budget."""
+    paper = Setting("as in\nthe paper", name=f"{budget}/w-mse-2")
+    others = (Setting(SOLO_LEARN_LABELS[name], name=f"{paper.name}-{name}") for name in SOLO_LEARN)
+    return Ablation("difference from the paper's W-MSE 2", (paper, *others))
 
 
 def compare(ablation: Ablation, entries: Sequence[Entry], metric: str = "linear_top1") -> list[Compared]:
-    """What the records say of each setting: runs of just that recipe, the last of each seed.
+    """The scores of each setting: runs of exactly that recipe, the last of each seed.
 
     Raises KeyError where such a record lacks the metric.
     """
-    runs = [runs_of(setting, entries) for setting in ablation.settings]
-    values = [{seed: run.metrics[metric] for seed, run in own.items() if run.metrics} for own in runs]
-    base = list(values[0].values())
-    return [
-        Compared(
-            setting,
-            scores,
-            {seed: run.breakdown for seed, run in own.items() if run.breakdown},
-            _lead(list(scores.values()), base) if number else None,
-            min(len(scores), len(base)) >= len(SEEDS) and not any(run.breakdown for run in own.values()),
-        )
-        for number, (setting, own, scores) in enumerate(zip(ablation.settings, runs, values, strict=True))
-    ]
+    compared: list[Compared] = []
+    for setting in ablation.settings:
+        runs = runs_of(setting, entries)
+        values = {seed: run.metrics[metric] for seed, run in runs.items() if run.metrics}
+        breakdowns = {seed: run.breakdown for seed, run in runs.items() if run.breakdown}
+        base = compared[0].values if compared else values
+        fewest = min(len(values), len(base))
+        lead = None
+        if compared and fewest > 1:
+            lead = interval(list(values.values()), list(base.values()))
+        compared.append(Compared(setting, values, breakdowns, lead, fewest >= MIN_SEEDS and not breakdowns))
+    return compared
 
 
 def runs_of(setting: Setting, entries: Sequence[Entry]) -> dict[int, Record]:
-    """Records by seed, those that finished or broke down; a finished one wins, then the later one."""
+    """Records by seed that finished or broke down; a finished one before any other, then the later one."""
     broken = by_seed(entries, setting.name, setting.changes, lambda record: record.breakdown)
     return dict(sorted((broken | by_seed(entries, setting.name, setting.changes)).items()))
-
-
-def _lead(values: list[float], base: list[float]) -> Interval | None:
-    return interval(values, base) if min(len(values), len(base)) > 1 else None
