@@ -18,8 +18,8 @@ student: $(INSTALLED) ## write the chapters without their solutions into _build/
 plain: $(INSTALLED) ## write the chapters as plain notebooks, as Colab opens them, into _build/plain/notebooks
 	$(BIN)/python book/tools/plain.py _build/plain/notebooks
 
-test: $(INSTALLED) ## run the tests of the package, the notebooks and the build
-	$(BIN)/python -m pytest -q --ignore=tests/site
+test: $(INSTALLED) ## run the tests of the package, the notebooks and the build, in two processes; JOBS=4: in four
+	$(BIN)/python -m pytest -q --ignore=tests/site -n $(or $(JOBS),2) --dist loadfile
 
 browser: $(INSTALLED) ## test the built site in a headless Chromium (after make book; two to five minutes)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/site/requirements.txt
