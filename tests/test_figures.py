@@ -1,5 +1,8 @@
 """Figures show what they are given: every run, every class, and in words what would squeeze the rest."""
 
+import subprocess
+import sys
+
 import matplotlib
 import numpy as np
 import pytest
@@ -79,3 +82,9 @@ def test_no_default_figure_is_wider_than_a_phone_can_show():
         figures.use_style()
         assert matplotlib.rcParams["figure.figsize"][0] == figures.WIDTH
     assert figures.seeds_by_setting(PANELS, "choice").get_figwidth() <= figures.WIDTH
+
+
+def test_titles_load_neither_torch_nor_numpy_nor_matplotlib():
+    check = "import sys, wmse.figures; print(sorted({'torch', 'numpy', 'matplotlib'} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

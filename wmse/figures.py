@@ -1,7 +1,8 @@
-"""The book's figures: one style, and the few plots that several chapters share.
+"""The book's figures: one style, the plots that several chapters share, and titles of methods and data sets.
 
 Colours are Okabe and Ito's, which colour-blind readers can tell apart; classes carry a marker as well. No
 figure is wider than `WIDTH`: a phone shrinks it to some 340 pixels, and its text is still ten pixels high.
+Everything heavy is imported where it is used, so that titles cost nothing.
 """
 
 import itertools
@@ -9,13 +10,11 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from torch import Tensor
-
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from torch import Tensor
 
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
@@ -60,83 +59,59 @@ DATASET_TITLES = {
 
 def use_style() -> None:
     """Set matplotlib's defaults for the book: white ground, light grid, Okabe-Ito's colours in turn."""
-    import matplotlib as mpl
     import seaborn as sns
 
-    sns.set_theme(style="whitegrid", context="notebook", palette=list(OKABE_ITO))
-    mpl.rcParams.update(
-        {
-            "figure.figsize": (WIDTH, 3.3),
-            "figure.dpi": 110,
-            "savefig.facecolor": "white",
-            "axes.edgecolor": "#444444",
-            "axes.titlesize": "medium",
-            "axes.titleweight": "bold",
-            "grid.color": "#e4e4e4",
-            "legend.frameon": False,
-            "lines.linewidth": 2,
-            "lines.markersize": 5,
-            "svg.hashsalt": "wmse",
-            "figure.constrained_layout.use": True,
-        }
-    )
+    style = {"figure.figsize": (WIDTH, 3.3), "figure.dpi": 110, "figure.constrained_layout.use": True}
+    style |= {"axes.edgecolor": "#444444", "axes.titlesize": "medium", "axes.titleweight": "bold"}
+    style |= {"grid.color": "#e4e4e4", "legend.frameon": False, "lines.linewidth": 2, "lines.markersize": 5}
+    style |= {"savefig.facecolor": "white", "svg.hashsalt": "wmse"}
+    sns.set_theme(style="whitegrid", context="notebook", palette=list(OKABE_ITO), rc=style)
 
 
-def image_grid(images: Tensor, columns: int = 10, ax: "Axes | None" = None, scale: float = 0.52) -> "Axes":
+def image_grid(images: "Tensor", columns: int = 10, ax: "Axes | None" = None, scale: float = 0.52) -> "Axes":
     """Show images side by side, row by row.
 
     Args:
         images: (m, 3, h, w), uint8 in 0..255 or floating point in [0, 1] (values outside are clipped).
-        columns: images a row.
-        ax: where to draw; a new figure if None.
-        scale: inches an image in a new figure.
+        columns: images per row.
+        ax: where to draw; a new figure if None, of `scale` inches per image.
     """
     import matplotlib.pyplot as plt
+    import torch
 
     pixels = images.detach().cpu()
-    pixels = pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float().clamp(0, 1)
+    pixels = pixels.float().clamp(0, 1) if pixels.is_floating_point() else pixels.float() / 255
     m, channels, height, width = pixels.shape
     rows = -(-m // columns)
-    canvas = torch.ones(channels, rows * (height + 2) - 2, columns * (width + 2) - 2)
-    for index, image in enumerate(pixels):
-        top, left = (index // columns) * (height + 2), (index % columns) * (width + 2)
-        canvas[:, top : top + height, left : left + width] = image
+    cells = torch.ones(rows * columns, height + 2, width + 2, channels)  # white where no image is
+    cells[:m, :height, :width] = pixels.permute(0, 2, 3, 1)
+    canvas = cells.unflatten(0, (rows, columns)).transpose(1, 2).flatten(2, 3).flatten(0, 1)[:-2, :-2]
     if ax is None:
         ax = plt.subplots(figsize=(scale * columns, scale * rows))[1]
-    ax.imshow(canvas.permute(1, 2, 0).numpy(), interpolation="nearest")
+    ax.imshow(canvas.numpy(), interpolation="nearest")
     ax.set_axis_off()
     return ax
 
 
-def scatter(points: np.ndarray, labels: Tensor | np.ndarray, classes: Sequence[str], ax: "Axes") -> "Axes":
-    """Draw 2-D points, each class with a colour and a marker of its own.
+def scatter(
+    points: "np.ndarray", labels: "Tensor | np.ndarray", classes: Sequence[str], ax: "Axes"
+) -> "Axes":
+    """Draw 2-D points (n, 2), each class of labels (n,) with a colour and a marker of its own."""
+    import numpy as np
 
-    Args:
-        points: (n, 2); labels: (n,) integers into `classes`.
-    """
     labels = np.asarray(labels)
+    dots = {"s": 14, "alpha": 0.75, "linewidths": 0, "rasterized": True}
     styles = zip(itertools.cycle(OKABE_ITO), itertools.cycle(MARKERS), strict=False)
     for index, (name, (colour, marker)) in enumerate(zip(classes, styles, strict=False)):
-        chosen = labels == index
-        ax.scatter(
-            *points[chosen].T,
-            s=14,
-            alpha=0.75,
-            linewidths=0,
-            color=colour,
-            marker=marker,
-            label=name,
-            rasterized=True,
-        )
-    ax.set_xticks([])
-    ax.set_yticks([])
+        ax.scatter(*points[labels == index].T, color=colour, marker=marker, label=name, **dots)
+    ax.set(xticks=[], yticks=[])
     ax.grid(False)
     return ax
 
 
-def umap_layout(points: Tensor, seed: int) -> np.ndarray:
+def umap_layout(points: "Tensor", seed: int) -> "np.ndarray":
     """A 2-D layout (n, 2) of points (n, k) by UMAP with 15 neighbours; the same seed gives the same one."""
-    with warnings.catch_warnings():  # umap's progress bar misses a widget that nothing here needs
+    with warnings.catch_warnings():  # umap warns of a missing widget for progress bars, unused here
         warnings.simplefilter("ignore")
         from umap import UMAP
 
@@ -145,36 +120,17 @@ def umap_layout(points: Tensor, seed: int) -> np.ndarray:
 
 def class_legend(figure: "Figure", ax: "Axes", columns: int = 5) -> None:
     """One legend for several `scatter` plots of the same classes, below the figure."""
-    handles, names = ax.get_legend_handles_labels()
-    figure.legend(
-        handles,
-        names,
-        loc="outside lower center",
-        ncols=columns,
-        markerscale=2.2,
-        columnspacing=0.9,
-        handletextpad=0.1,
-    )
+    spacing = {"markerscale": 2.2, "columnspacing": 0.9, "handletextpad": 0.1}
+    figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=columns, **spacing)
 
 
-def spectrum(curves: dict[str, Tensor], ax: "Axes", ylabel: str = "singular value / largest") -> "Axes":
-    """Singular values, sorted and relative to the largest, on a logarithmic axis.
-
-    Args:
-        curves: name -> singular values (k,) in descending order.
-    """
+def spectrum(curves: "Mapping[str, Tensor]", ax: "Axes", ylabel: str = "singular value / largest") -> "Axes":
+    """Singular values (k,) by name, descending, relative to the largest, on a logarithmic axis."""
     for (name, values), marker in zip(curves.items(), itertools.cycle(MARKERS), strict=False):
         relative = (values / values[0]).clamp_min(1e-12).cpu().numpy()
-        ax.plot(
-            np.arange(1, len(relative) + 1),
-            relative,
-            marker=marker,
-            markevery=max(1, len(relative) // 8),
-            label=name,
-        )
-    ax.set_yscale("log")
-    ax.set_xlabel("index of the singular value")
-    ax.set_ylabel(ylabel)
+        every = max(1, len(relative) // 8)
+        ax.plot(range(1, len(relative) + 1), relative, marker=marker, markevery=every, label=name)
+    ax.set(yscale="log", xlabel="index of the singular value", ylabel=ylabel)
     ax.legend()
     return ax
 
@@ -185,18 +141,19 @@ def seeds_by_setting(
     empty: Mapping[str, str] | None = None,
     outside: Sequence[str] = (),
 ) -> "Figure":
-    """A panel a measure, side by side; in each a row a setting: a mark for each run, a bar at their mean.
+    """A panel per measure, side by side, and in each a row per setting: a mark per run, a bar at their mean.
 
     The settings' names stand at the left. A dotted line goes through the mean of the first setting.
 
     Args:
-        panels: label of the measure's axis -> label of the setting -> one number a run.
-        choice: in what the settings differ, above the figure.
+        panels: label of the measure's axis -> label of the setting -> one number per run.
+        choice: title of the figure: how the settings differ.
         empty: label of the setting -> what to write where it has no runs, if not "no run yet".
-        outside: labels of settings that would squeeze the others. Where all runs of such a one lie beyond
-            the others', they are written at the edge of the panel, with an arrow.
+        outside: labels of settings far from the others, which would squeeze them. Where all runs of such a
+            setting lie beyond the others', they are written at the edge of the panel, with an arrow.
     """
     import matplotlib.pyplot as plt
+    import numpy as np
 
     settings = list(next(iter(panels.values())))
     height = 0.5 if any("\n" in setting for setting in settings) else 0.36
@@ -214,10 +171,12 @@ def seeds_by_setting(
                 continue
             below, above = (near and max(runs) < min(near)), (near and min(runs) > max(near))
             if setting in outside and (below or above):
-                said = " to ".join(dict.fromkeys(f"{end:.0f}" for end in (min(runs), max(runs))))
+                span = " to ".join(dict.fromkeys(f"{end:.0f}" for end in (min(runs), max(runs))))
                 where = {"x": 0.96, "ha": "right"} if above else {"x": 0.04}
                 ax.text(
-                    y=row, s=f"{said} →" if above else f"← {said}", **(at_edge | where | {"color": colour})
+                    y=row,
+                    s=f"{span} →" if above else f"← {span}",
+                    **(at_edge | where | {"color": colour}),
                 )
                 continue
             places = row + 0.16 * (np.arange(len(runs)) - (len(runs) - 1) / 2)
