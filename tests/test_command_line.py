@@ -129,13 +129,46 @@ def test_help_explains_the_flags_of_every_command(command, flags, capsys):
     assert all(f"--{flag}" in text for flag in flags)
 
 
-def test_the_package_is_light_to_import():
-    heavy = "{'torchvision', 'sklearn', 'matplotlib', 'umap', 'seaborn', 'tyro'}"
-    modules = (
-        "wmse, wmse.whitening, wmse.losses, wmse.data, wmse.views, wmse.networks, wmse.recipes, "
-        "wmse.training, wmse.records, wmse.reproduction.tables, wmse.reproduction.table_text, "
-        "wmse.reproduction.queue"
-    )
-    code = f"import sys, {modules}; print({heavy} & set(sys.modules))"
+def loaded(code):
+    """The modules that a fresh interpreter has loaded after running the code."""
+    code = f"{code}\nimport sys; print('\\n', *sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_the_package_is_light_to_import():
+    modules = "whitening losses data views networks recipes training records figures".split()
+    found = loaded(f"import wmse, {', '.join(f'wmse.{name}' for name in modules)}")
+    assert not found & {"torchvision", "sklearn", "matplotlib", "umap", "seaborn", "tyro", "pandas", "scipy"}
+    assert not loaded("import wmse") & {"torch", "numpy", "wmse.whitening"}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--help"],
+        ["train", "digits/mse", "--help"],
+        ["evaluate", "--help"],
+        ["table", "table-1"],
+        ["queue"],
+    ],
+    ids=" ".join,
+)
+def test_help_tables_and_queue_load_no_torch(arguments):
+    """Nor does the usage load the packages of the tables, or tyro."""
+    code = f"from wmse.__main__ import main\ntry: main({arguments})\nexcept SystemExit: pass"
+    heavy = {"torch", "torchvision", "sklearn", "scipy", "matplotlib", "umap"}
+    heavy |= {"pandas"} if arguments[:1] != ["table"] else set()
+    heavy |= set() if arguments[1:] else {"tyro"} if arguments != ["queue"] else set()
+    assert not loaded(code) & heavy
+
+
+def test_the_package_exports_its_two_functions_and_their_error_on_first_use():
+    import wmse
+    from wmse import losses, whitening
+
+    assert wmse.whiten is whitening.whiten and wmse.w_mse_loss is losses.w_mse_loss
+    assert wmse.SingularCovarianceError is whitening.SingularCovarianceError
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = wmse.no_such_name
