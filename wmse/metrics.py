@@ -1,6 +1,6 @@
-"""What a cloud of embeddings looks like: spectra, measures of collapse, alignment and uniformity.
+"""Measures of a cloud of embeddings: spectra, collapse, alignment and uniformity.
 
-Rows are samples throughout: x is (n, k), floating point. All is computed in float64 but whitening.
+Rows are samples throughout: x is (n, k), floating point. Everything is computed in float64, except whitening.
 """
 
 import torch
@@ -25,8 +25,8 @@ def effective_rank(x: Tensor) -> float:
     1 for embeddings that are all alike, k for a flat spectrum.
     """
     x = x.double()
-    # By the smaller Gram matrix, many times faster than by singular values. In float64 it finds them to 1e-8
-    # of the largest, and RankMe's own guard against log 0 is coarser.
+    # The eigenvalues of the smaller Gram matrix are many times faster than singular values. In float64 they
+    # give these to 1e-8 of the largest; RankMe's own guard against log 0 is coarser.
     gram = x.T @ x if x.shape[1] <= len(x) else x @ x.T
     values = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
     shares = values / values.sum() + 1e-7
@@ -44,9 +44,9 @@ def embedding_std(x: Tensor) -> float:
 def cca_dimensions(first: Tensor, second: Tensor) -> float:
     """Sum of squared canonical correlations between two views' embeddings, each (n, k): 0 to k.
 
-    How many dimensions, linearly transformed at will, the views agree on. W-MSE's loss does not change under
-    shifts and triangular maps of the embeddings, and neither does this measure, while rank and standard
-    deviation do. Unrelated views score about k^2 / n.
+    It counts the dimensions that the views agree on after any linear map. Like W-MSE's loss, and unlike rank
+    and standard deviation, it does not change under shifts and triangular maps of the embeddings. Unrelated
+    views score about k^2 / n.
     """
     a, b = (_principal_coordinates(view) for view in (first, second))
     return float((a.T @ b).square().sum())
@@ -63,9 +63,9 @@ def _principal_coordinates(x: Tensor) -> Tensor:
 
 
 def alignment(first: Tensor, second: Tensor) -> float:
-    """Mean squared distance of L2-normalised positives, row i of the one and row i of the other view (n, k).
+    """Mean squared distance of L2-normalised positives: rows i of two views' embeddings, each (n, k).
 
-    0 when two views of an image are embedded alike, 2 when they are no nearer than chance, 4 at most
+    0 when two views of an image are embedded alike, 2 when they are no nearer than by chance, 4 at most
     (Wang and Isola, ICML 2020, Sec. 4.1, alpha = 2).
     """
     a, b = (F.normalize(view.double(), dim=-1) for view in (first, second))
@@ -75,9 +75,9 @@ def alignment(first: Tensor, second: Tensor) -> float:
 def uniformity(x: Tensor, seed: int = 0) -> float:
     """log of the mean of exp(-2 |a - b|^2) over pairs of different L2-normalised rows of x (n, k).
 
-    0 when all rows point one way; the more evenly they cover the sphere, the lower, and down to about -4
-    (Wang and Isola, ICML 2020, Sec. 4.1, t = 2). The pairs are all those of `UNIFORMITY_ROWS` rows, drawn by
-    `seed` where x has more. Raises ValueError for fewer than two rows, which make no pair.
+    0 when all rows point one way, lower the more evenly they cover the sphere, about -4 at the lowest (Wang
+    and Isola, ICML 2020, Sec. 4.1, t = 2). Where x has more than `UNIFORMITY_ROWS` rows, the pairs are those
+    of so many rows, drawn by `seed`. Raises ValueError for fewer than two rows, which make no pair.
     """
     if len(x) < 2:
         raise ValueError(f"uniformity needs 2 rows at least, to make a pair; got {len(x)}")
@@ -93,15 +93,14 @@ def uniformity(x: Tensor, seed: int = 0) -> float:
 def whitened(x: Tensor) -> Tensor | None:
     """Rows of x (n, k) whitened by their own mean and covariance: float32 (n, k), on x's device.
 
-    As W-MSE does in training (Cholesky factor), with all n rows as one slice. None where that says nothing:
-    the covariance is singular, as when embeddings have collapsed, or n < 2k. ValueError for NaN or infinity.
+    As W-MSE does in training (Cholesky factor), with all n rows as one slice. None where the result would say
+    nothing: n < 2k, or a singular covariance, as of collapsed embeddings. ValueError for NaN or infinity.
     """
     if len(x) < 2 * x.shape[1]:
         return None
     try:
-        # QR finds Cholesky's whitened rows without squaring the condition number: with it, None means that
-        # float32, in which networks compute, cannot tell the spread from rounding. On the CPU, where
-        # whitening says so at once.
+        # QR finds Cholesky's whitened rows without squaring the condition number, so None means that float32,
+        # in which networks compute, cannot tell the spread from rounding. On the CPU the error comes at once.
         return whiten(x.float().cpu(), "qr").to(x.device)
     except SingularCovarianceError:
         return None
@@ -111,15 +110,12 @@ def spectra(features: Tensor, embeddings: Tensor) -> dict[str, list[float] | Non
     """The spectra that a record keeps: eigenvalues, descending, to five significant digits.
 
     Args:
-        features: (n, f); embeddings: (n, k); both of the same images.
+        features, embeddings: (n, f) and (n, k), of the same images.
 
     Returns:
-        `features` f numbers, `embeddings` k numbers, `whitened` k numbers, which are 1 by construction, of
-        the embeddings after `whitened`, or None where that is None.
+        `features`: f numbers; `embeddings`: k numbers; `whitened`: those of the embeddings after `whitened`,
+        which are 1 by construction, or None where that is None.
     """
-    rows = {"features": features, "embeddings": embeddings, "whitened": whitened(embeddings)}
-    return {name: None if x is None else _rounded(eigenvalues(x)) for name, x in rows.items()}
-
-
-def _rounded(values: Tensor) -> list[float]:
-    return [float(f"{value:.5g}") for value in values.tolist()]
+    clouds = {"features": features, "embeddings": embeddings, "whitened": whitened(embeddings)}
+    found = {name: None if x is None else eigenvalues(x).tolist() for name, x in clouds.items()}
+    return {name: values and [float(f"{value:.5g}") for value in values] for name, values in found.items()}

@@ -1,4 +1,4 @@
-"""Which number format networks compute in, chosen by what the hardware does natively; losses take float32."""
+"""The dtype of autocast, float32 inside autocast, and checks that do not make the host wait."""
 
 import functools
 from collections import deque
@@ -21,35 +21,28 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     Raises:
         ValueError: an unknown name, or float16 on a CPU.
     """
-    if name == "auto":
-        return _native(device)
-    if name not in PRECISIONS:
-        raise ValueError(f"unknown precision {name!r}; there are: auto, {', '.join(PRECISIONS)}")
     if name == "float16" and device.type == "cpu":
         raise ValueError("float16 needs a GPU: take bfloat16, float32 or auto on a CPU")
-    return PRECISIONS[name]
-
-
-def _native(device: torch.device) -> torch.dtype:
+    if name in PRECISIONS:
+        return PRECISIONS[name]
+    if name != "auto":
+        raise ValueError(f"unknown precision {name!r}; there are: auto, {', '.join(PRECISIONS)}")
     if device.type == "cuda":
-        major, _ = torch.cuda.get_device_capability(device)
-        return torch.bfloat16 if major >= 8 else torch.float16
-    if device.type == "cpu" and any(
-        getattr(torch.cpu, query, bool)() for query in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    ):
-        return torch.bfloat16
-    return torch.float32
+        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+    queries = ("_is_avx512_bf16_supported", "_is_amx_tile_supported") if device.type == "cpu" else ()
+    native = any(getattr(torch.cpu, query, bool)() for query in queries)
+    return torch.bfloat16 if native else torch.float32
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager:
-    """A context in which autocast is off on `device`; where it is off already, one that takes no time."""
+    """A context in which autocast is off on `device`; it costs nothing where autocast is off already."""
     if torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
 
 
 def at_least_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Decorator: the function's tensors come as float32 (float64 stays), and autocast is off inside."""
+    """Decorator: tensor arguments become at least float32 (float64 stays), and autocast is off inside."""
 
     @functools.wraps(function)
     def wrapped(*arguments, **options) -> Tensor:
@@ -112,6 +105,6 @@ def settle(wait: bool = True) -> None:
 
 
 def refuse_second_derivative(name: str) -> None:
-    """For a closed-form backward: RuntimeError where autograd would record it, as it would get it wrong."""
+    """RuntimeError if autograd records a closed-form backward, whose own derivative it would get wrong."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError(f"{name} has no second derivative: call autograd without create_graph=True")
