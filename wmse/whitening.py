@@ -75,11 +75,9 @@ def _cholesky(centred: Tensor, eps: float) -> _Factorisation:
     # 1 / ((Sigma^-1)_jj Sigma_jj) is the fraction of dimension j's variance that the other dimensions do not
     # explain. Below about k times the machine's epsilon it is rounding noise, and so is W: it was below
     # 1.2 k eps for each of 12,772 singular slices that factorised all the same. (L_jj^2 / Sigma_jj, the
-    # fraction that the dimensions before j do not explain, is cheaper but passed 2.7% of them at 100 k eps:
-    # where a dependence has little of dimension j in it, the noise in L_jj looks large.)
-    variances = covariance.diagonal(dim1=-2, dim2=-1)
-    unexplained = 1 / (inverse.square().sum(-2) * variances).amax(-1)
-    unexplained = torch.where(info == 0, unexplained, 0.0)
+    # fraction that the dimensions before j do not explain, is cheaper but passed 2.7% of them at 100 k eps.)
+    inflation = (inverse.square().sum(-2) * covariance.diagonal(dim1=-2, dim2=-1)).amax(-1)
+    unexplained = torch.where(info == 0, 1 / inflation, 0.0)
     return _Factorisation(inverse, unexplained, 20 * k * torch.finfo(centred.dtype).eps)
 
 
@@ -98,10 +96,10 @@ def _qr(centred: Tensor, eps: float) -> _Factorisation:
     # The fraction of each column that *all* the others do not explain, as a length. It is not squared, so it
     # may be far smaller than Cholesky's. R_jj, which only knows the columns before j, can hide a dependence.
     lengths = torch.linalg.vector_norm(inverse, dim=-1) * torch.linalg.vector_norm(r, dim=-2)
-    negative = r.diagonal(dim1=-2, dim2=-1) < 0
-    signs = torch.where(negative, -1.0, 1.0).to(r.dtype)[..., None, :] * math.sqrt(n - 1)
-    tolerance = 10 * k * torch.finfo(r.dtype).eps
-    return _Factorisation((inverse * signs).mT, 1 / lengths.amax(-1), tolerance, None if eps else q * signs)
+    unexplained, tolerance = 1 / lengths.amax(-1), 10 * k * torch.finfo(r.dtype).eps
+    signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(r.dtype)
+    scale = signs[..., None, :] * math.sqrt(n - 1)
+    return _Factorisation((inverse * scale).mT, unexplained, tolerance, None if eps else q * scale)
 
 
 def _pca(centred: Tensor, eps: float) -> _Factorisation:
@@ -109,9 +107,8 @@ def _pca(centred: Tensor, eps: float) -> _Factorisation:
     largest = vectors.gather(-2, vectors.abs().argmax(-2, keepdim=True))
     vectors = vectors * torch.where(largest < 0, -1.0, 1.0)
     matrix = values.rsqrt()[..., None] * vectors.mT
-    # l_j / (l_j - l_i) = 1/2 + (l_j + l_i) / 2 (l_j - l_i). The half is exact. The rest turns axes i and j
-    # into each other, and where their eigenvalues coincide there are no axes: below a relative gap of `limit`
-    # it fades to 0 in place of growing without bound.
+    # l_j / (l_j - l_i) = 1/2 + (l_j + l_i) / 2 (l_j - l_i). The second term turns axes i and j into each
+    # other. Equal eigenvalues have no axes, so it fades to 0 below a relative gap of `limit`.
     above, below = values[..., None, :], values[..., None]
     gap = (above - below) / (above + below)
     limit = torch.finfo(centred.dtype).eps ** 0.5
@@ -218,9 +215,9 @@ def _adjoint(m: Tensor, basis: Tensor | None, weights: Tensor | None) -> Tensor:
 def _newton_schulz(x: Tensor, eps: float, steps: int, centre: bool) -> Tensor:
     """Whitening by P <- (3 P - P^3 S) / 2 from P = I, with S = Sigma / tr Sigma: P approaches S^-1/2.
 
-    In the coupled form, which carries P S along. It has the same matrices, but rounding errors die out in it,
-    while the form above lets them grow once P has converged (Higham, Functions of Matrices, 2008, Sec. 6.4).
-    Autograd differentiates the steps themselves.
+    In the coupled form, which carries P S along: in it rounding errors die out, while the form above lets
+    them grow once P has converged (Higham, Functions of Matrices, 2008, Sec. 6.4). Autograd differentiates
+    the steps themselves.
     """
     centred = x - x.mean(-2, keepdim=True) if centre else x
     covariance = _covariance(centred, eps)
@@ -249,7 +246,7 @@ def _check_arguments(x: Tensor, method: str, eps: float, steps: int) -> None:
     if method not in WHITENING:
         raise ValueError(f"unknown whitening method {method!r}; there are: {', '.join(WHITENING)}")
     if not 0 <= eps <= 1:
-        raise ValueError(f"eps must lie in [0, 1], a share of the identity mixed into Sigma; got {eps}")
+        raise ValueError(f"eps must lie in [0, 1], the weight of the identity mixed into Sigma; got {eps}")
     if steps < 1:
         raise ValueError(f"steps must be at least 1; got {steps}")
     if x.dim() < 2:
@@ -278,9 +275,9 @@ def _mask(factorisation: _Factorisation, centred: Tensor, x: Tensor, method: str
 
 
 def check_slices(unexplained: Tensor, x: Tensor, tolerance: float, method: str) -> Tensor:
-    """1 for each slice whose `unexplained` (...) is above `tolerance`, NaN for the others, which are refused.
+    """1 for each slice whose `unexplained` (...) is above `tolerance`; NaN for the others, which are refused.
 
-    NaN in `unexplained` counts as bad. `x` (..., n, k) is looked at only to explain a failure.
+    NaN in `unexplained` counts as bad. `x` (..., n, k) is read only to explain a failure.
     """
     x = x.detach()
     if torch.compiler.is_compiling():
