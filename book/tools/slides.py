@@ -19,7 +19,7 @@ from mdit_py_plugins.dollarmath import dollarmath_plugin
 
 HERE = Path(__file__).resolve().parents[1]
 PAGE = Template((HERE / "slides.html").read_text("utf-8"))
-FIELDS = {"title", "lines", "formula", "notebook", "cell", "between", "only", "notes"}
+FIELDS = {"title", "lines", "formula", "notebook", "cell", "drawing", "between", "only", "notes"}
 MOST_LINES = 12  # of printed output on a slide
 CUT = "…"
 LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
@@ -90,6 +90,8 @@ def opening(lecture: dict, number: int, total: int) -> str:
 def section(slide: dict, notebook, place: int, total: int) -> str:
     """One slide."""
     shown, source = "", ""
+    if "drawing" in slide:
+        shown = drawing(HERE / "_static" / slide["drawing"])
     if notebook is not None:
         cell = next((cell for cell in notebook.cells if cell.id == slide["cell"]), None)
         if cell is None:
@@ -164,6 +166,17 @@ def picture(svg: str, alt: str) -> str:
     data = base64.b64encode(svg.encode()).decode()
     source = f"data:image/svg+xml;base64,{data}"
     return f'<figure class="{shape}"><img src="{source}" alt="{escape(alt)}"></figure>'
+
+
+def drawing(file: Path) -> str:
+    """An SVG of the book with the words of its own `desc`; ValueError if it is missing or has none."""
+    if not file.exists():
+        raise ValueError(f"book/_static has no {file.name}")
+    svg = file.read_text("utf-8")
+    words = re.search(r"<desc[^>]*>(.+?)</desc>", svg, re.DOTALL)
+    if not words:
+        raise ValueError(f"{file.name} has no <desc> that says what is to be seen")
+    return picture(svg, words[1].strip())
 
 
 def excerpt(text: str, slide: dict) -> str:

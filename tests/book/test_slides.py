@@ -126,6 +126,9 @@ def test_each_slide_has_its_title_and_its_figure(executed, tmp_path, monkeypatch
                     alts = [cell.metadata["mystnb"]["image"]["alt"]]
                 else:
                     assert f"of {cell.id} W-MSE 2 & more" in found["text"]
+            if "drawing" in slide:
+                svg = (ROOT / "book" / "_static" / slide["drawing"]).read_text("utf-8")
+                alts = [re.search(r"<desc[^>]*>(.*?)</desc>", svg)[1]]
             assert found["alts"] == alts
             figures += len(alts)
         addresses = re.findall(r'(?:src|href)="([^"]+)"', text)
@@ -191,6 +194,8 @@ def test_excerpts():
         ({"notebook": "01_a", "cell": "cell", "only": "never"}, [printed("x")], "nothing is left"),
         ({"notebook": "01_a", "cell": "cell", "between": ["never", "x"]}, [printed("x")], "no line"),
         ({"notebook": "01_a"}, [], "go together"),
+        ({"drawing": "gone.svg"}, [], "has no gone.svg"),
+        ({"drawing": "favicon.svg"}, [], "has no <desc>"),
         ({"picture": "x"}, [], "unknown picture"),
         ({"title": ""}, [], "needs a title"),
     ],
