@@ -128,6 +128,7 @@ def test_figures_have_words(path):
         if cell.cell_type == "code" and DRAWS.search(cell.source) and "exercise" not in tags(cell):
             assert {"figure", "solution", "check"} & set(tags(cell)), f"{cell.id} draws: tag it `figure`"
     for cell in tagged(notebook, "figure"):
+        assert "hide-input" in tags(cell), f"{cell.id}: code that draws is folded"
         words = cell.metadata["mystnb"]
         assert len(words["image"]["alt"]) >= 20, f"{cell.id}: say what is to be seen"
         assert words["figure"]["caption"].strip()
