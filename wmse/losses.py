@@ -30,7 +30,8 @@ def w_mse_loss(
 
     A random permutation of the images, shared by the views, cuts the batch into slices of `slice_size`
     images. Each slice of each view is whitened with its own mean and covariance; then positives are compared
-    as in `mse_loss`. Whitened embeddings cannot collapse, so no negatives are needed.
+    as in `mse_loss`. Of collapsed embeddings only noise is left to whiten, and the noise of two views does
+    not agree, so no negatives are needed.
 
     Args:
         embeddings: (d, n, k), n a multiple of `slice_size`.

@@ -65,7 +65,8 @@ def _principal_coordinates(x: Tensor) -> Tensor:
 def alignment(first: Tensor, second: Tensor) -> float:
     """Mean squared distance of L2-normalised positives: rows i of two views' embeddings, each (n, k).
 
-    0 when two views of an image are embedded alike, 2 when they are no nearer than by chance, 4 at most
+    0 when two views of an image are embedded alike, 4 at most. Unrelated embeddings score 2 - 2 |m|^2 with m
+    the mean of the normalised rows: 2 only where the directions are centred
     (Wang and Isola, ICML 2020, Sec. 4.1, alpha = 2).
     """
     a, b = (F.normalize(view.double(), dim=-1) for view in (first, second))
