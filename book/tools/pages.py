@@ -7,7 +7,6 @@ of its own below `book/records/`, named like its folder in `results/`.
 import json
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,7 @@ def write(results: Path, stage: Path, chapters: Sequence[str]) -> list[str]:
     for entry in entries:
         page = f"book/records/{entry.folder.relative_to(results).as_posix()}"
         picture = draw_curve(entry.record.curve, stage / f"{page}.svg")
-        _save(stage / f"{page}.md", record_page(entry.record, page, picture))
+        _save(stage / f"{page}.md", record_page(entry, page, picture))
         pages.append(page)
     _save(stage / f"{INDEX}.md", record_index(entries, pages, problems))
     return [INDEX, *pages]
@@ -247,8 +246,9 @@ def record_index(entries: Sequence[Entry], pages: Sequence[str], problems: Seque
     return "\n\n".join(parts) + "\n"
 
 
-def record_page(record: Record, page: str, picture: Path | None) -> str:
+def record_page(entry: Entry, page: str, picture: Path | None) -> str:
     """What was run, how to run it again, and what came of it; `picture` is of its curve."""
+    record = entry.record
     parts = [f"# {_setting(record)}, seed {record.seed}"]
     if record.status != "finished":
         parts.append(f":::{{warning}}\nThis run is {record.status}. {record.error}\n:::")
@@ -268,7 +268,9 @@ def record_page(record: Record, page: str, picture: Path | None) -> str:
         parts += ["## Training", CAPTION, f"![{alt}]({picture.name})"]
     parts += ["## Cost", table(["what", "value"], _cost(record))]
     parts += ["## Code", table(["what", "value"], _code(record))]
-    recipe = "\n".join(f"{key}: {json.dumps(value)}" for key, value in asdict(record.recipe).items())
+    # As the record has it, without fields that came later.
+    written = json.loads((entry.folder / "record.json").read_text("utf-8"))["recipe"]
+    recipe = "\n".join(f"{key}: {json.dumps(value)}" for key, value in written.items())
     parts.append(f":::{{dropdown}} The recipe, field by field\n```yaml\n{recipe}\n```\n:::")
     parts.append(f"The record itself is `results/{page.removeprefix('book/records/')}/record.json`.")
     return "\n\n".join(parts) + "\n"
