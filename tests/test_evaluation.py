@@ -1,5 +1,7 @@
 """Scores agree with scikit-learn's and with plain counts, a run's metrics with the functions behind them."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -340,3 +342,42 @@ def test_evaluation_leaves_networks_in_the_mode_they_were_in():
 def test_measures_of_spectra_are_at_hand_here():
     for name in ("effective_rank", "embedding_std", "cca_dimensions"):
         assert getattr(evaluation, name) is getattr(wmse_metrics, name)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("spoiled", ["train", "test"])
+def test_one_bad_number_among_the_features_is_named_and_never_scored(bad, spoiled):
+    rows = {
+        name: torch.randn(40, 8, generator=torch.Generator().manual_seed(0)) for name in ("train", "test")
+    }
+    labels = torch.arange(40) % 4
+    rows[spoiled][7, 3] = bad
+    named = {"train": "training", "test": "test"}[spoiled]
+    for score in (knn_accuracy, partial(knn_accuracy, metric="cosine"), partial(linear_probe, epochs=1)):
+        with pytest.raises(ValueError, match=rf"{named} features: row 7 holds NaN or infinity \(1 of 40"):
+            score(rows["train"], labels, rows["test"], labels)
+
+
+def test_an_encoder_that_gives_nan_for_one_image_stops_the_evaluation_by_its_number():
+    probe, test = coloured(n=30, noise=80, seed=1), coloured(n=20, noise=80, seed=2)
+
+    class Spoils(nn.Flatten):
+        def forward(self, x):
+            rows = super().forward(x).clone()
+            if len(x) == 20:
+                rows[11, 0] = torch.nan
+            return rows
+
+    with pytest.raises(ValueError, match=f"features of {test.name} test, a row per image: row 11 holds NaN"):
+        evaluate(Spoils(), nn.Linear(48, 6), probe, test, RECIPE)
+
+
+def test_features_too_long_for_float32_are_no_accuracies():
+    rows = 1e30 * torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(40) % 4
+    with pytest.raises(ValueError, match="squared lengths of training features: row 0"):
+        knn_accuracy(rows, labels, rows, labels)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        linear_probe(3e38 * rows.sign(), labels, 3e38 * rows.sign(), labels, epochs=2)
+    with pytest.raises(ValueError, match="logits: row 1 "):
+        top_k_accuracy(torch.tensor([[1.0, 2.0], [torch.nan, 0.0]]), torch.tensor([1, 0]))

@@ -6,6 +6,7 @@ import torch
 from scipy.special import hyp0f1
 from sklearn.cross_decomposition import CCA
 
+from wmse import metrics
 from wmse.losses import w_mse_loss
 from wmse.metrics import (
     UNIFORMITY_ROWS,
@@ -170,3 +171,18 @@ def test_spectra_are_plain_numbers_for_a_record():
     assert found["whitened"] == pytest.approx([1.0] * 5, rel=1e-4)
     assert len(str(found["features"][0])) <= 8
     assert spectra(features, collapsed(100))["whitened"] is None
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_measures_name_the_row_that_is_not_a_number(bad):
+    x = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
+    spoiled = x.clone()
+    spoiled[5, 2] = bad
+    for measure in (metrics.eigenvalues, metrics.effective_rank, metrics.embedding_std, metrics.uniformity):
+        with pytest.raises(ValueError, match="row 5 holds NaN or infinity"):
+            measure(spoiled)
+    with pytest.raises(ValueError, match="row 5 holds NaN or infinity"):
+        metrics.whitened(spoiled)
+    for compare in (metrics.cca_dimensions, metrics.alignment):
+        with pytest.raises(ValueError, match="the second view: row 5 holds NaN or infinity"):
+            compare(x, spoiled)

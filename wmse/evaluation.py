@@ -13,7 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmse.data import ImageSet, StreamedSet, view_batches
-from wmse.metrics import alignment, cca_dimensions, effective_rank, embedding_std, uniformity, whitened
+from wmse.metrics import (
+    alignment,
+    cca_dimensions,
+    effective_rank,
+    embedding_std,
+    finite,
+    uniformity,
+    whitened,
+)
 from wmse.recipes import Recipe
 
 BATCH = 1000
@@ -49,10 +57,14 @@ def _frozen(device: torch.device, *networks: nn.Module) -> Iterator[None]:
             network.train(mode)
 
 
-def features(encoder: nn.Module, images: Images) -> Tensor:
-    """Features (n, f) float32 of all images, un-augmented, by the encoder in eval mode."""
+def features(encoder: nn.Module, images: Images, split: str = "") -> Tensor:
+    """Features (n, f) float32 of all images, un-augmented, by the encoder in eval mode.
+
+    Raises ValueError, naming the set, its `split` and the image, if a feature is NaN or infinite.
+    """
     with _frozen(images.device, encoder):
-        return torch.cat([encoder(chunk) for chunk in images.batches(BATCH)])
+        rows = torch.cat([encoder(chunk) for chunk in images.batches(BATCH)])
+    return finite(rows, f"features of {images.name} {split}".rstrip() + ", a row per image")
 
 
 def project(projector: nn.Module, rows: Tensor) -> Tensor:
@@ -88,7 +100,8 @@ def knn_accuracy(
 
     The paper's 5-NN: Euclidean distance on raw features, majority vote, ties to the smallest class.
     Rows are (n, f) and (m, f) floating point, labels (n,) and (m,) int64, `metric` "euclidean" or "cosine".
-    Raises ValueError for another metric and for fewer than k training rows.
+    Raises ValueError for another metric, for fewer than k training rows, and for rows that hold NaN or
+    infinity or are so long that their squared distances would be infinite.
     """
     if metric not in ("euclidean", "cosine"):
         raise ValueError(f"unknown metric {metric!r}; there are: euclidean, cosine")
@@ -98,9 +111,11 @@ def knn_accuracy(
         train, test = F.normalize(train, dim=-1), F.normalize(test, dim=-1)
     # Squared distances by |a|^2 - 2ab + |b|^2 lose digits far from the origin, so the rows are centred first.
     # |a|^2, the query's own, is left out because it changes no ranking.
-    centre = train.mean(0)
-    train, test = train - centre, test - centre
+    centre = finite(train, "training features").mean(0)
+    train, test = train - centre, finite(test, "test features") - centre
     squares = train.square().sum(-1)
+    finite(squares[:, None], "squared lengths of training features")
+    finite(test.square().sum(-1)[:, None], "squared lengths of test features")
     classes = int(train_labels.max()) + 1
     correct = 0
     with float32_arithmetic(train.device):
@@ -113,7 +128,7 @@ def knn_accuracy(
 
 def top_k_accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
     """Percent of rows of logits (m, classes) whose label, of (m,) int64, is among the k largest."""
-    hits = (logits.topk(min(k, logits.shape[1])).indices == labels[:, None]).sum()
+    hits = (finite(logits, "logits").topk(min(k, logits.shape[1])).indices == labels[:, None]).sum()
     return 100 * int(hits) / len(labels)
 
 
@@ -133,7 +148,9 @@ def train_linear(
     exponentially per epoch from the first to the second of `learning_rates`, and the weights of the last
     epoch. Incomplete batches are dropped; a set smaller than a batch is one batch. Features are taken as they
     are. First weights and batches depend on the seed alone, not on the device. TF32 is as it is set outside.
+    Raises ValueError if features hold NaN or infinity, or if the classifier diverges.
     """
+    finite(features, "training features")
     generator = torch.Generator().manual_seed(seed)
     width, classes = features.shape[1], int(labels.max()) + 1
     layer = nn.utils.skip_init(nn.Linear, width, classes, device=features.device)
@@ -150,13 +167,15 @@ def train_linear(
             F.cross_entropy(layer(features[batch]), labels[batch]).backward()
             optimizer.step()
         schedule.step()
-    return layer.weight.detach(), layer.bias.detach()
+    weight, bias = (parameter.detach() for parameter in layer.parameters())
+    finite(torch.cat([weight, bias[:, None]], 1), "weights of the linear probe, a row per class")
+    return weight, bias
 
 
 def classify(train: Tensor, train_labels: Tensor, test: Tensor, **schedule) -> Tensor:
     """Logits (m, classes) of test features by a linear layer trained on `train`; as in `linear_probe`."""
     with float32_arithmetic(test.device):
-        return F.linear(test, *train_linear(train, train_labels, **schedule))
+        return F.linear(finite(test, "test features"), *train_linear(train, train_labels, **schedule))
 
 
 def linear_probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, **schedule) -> float:
@@ -206,8 +225,8 @@ def evaluate(
         `uniformity_whitened` after `whitened`.
         None: `cca_dimensions` of fewer than 2k images, and the last three where `whitened` is None.
     """
-    train_features = features(encoder, probe)
-    test_features = features(encoder, test) if test_features is None else test_features
+    train_features = features(encoder, probe, "probe")
+    test_features = features(encoder, test, "test") if test_features is None else test_features
     accuracies = _accuracies(train_features, probe.labels, test_features, test, recipe.seed)
     views = two_views(encoder, projector, test, recipe)
     return accuracies | _measures(test_features, project(projector, test_features), views, recipe.seed)

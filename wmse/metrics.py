@@ -12,9 +12,29 @@ from wmse.whitening import SingularCovarianceError, whiten
 UNIFORMITY_ROWS = 2000  # rows whose pairs `uniformity` averages over: 2 million pairs, 32 MB
 
 
+def finite(x: Tensor, what: str = "x") -> Tensor:
+    """x (n, k), if it holds neither NaN nor infinity; else ValueError, naming `what` and the first such row.
+
+    Every comparison with NaN is false, so distances, votes and ranks of it would look like plausible numbers.
+    """
+    sound = x.isfinite().flatten(1).all(1)
+    if not bool(sound.all()):
+        row, count = int(sound.int().argmin()), int((~sound).sum())
+        raise ValueError(
+            f"{what}: row {row} holds NaN or infinity ({count} of {len(x)} rows do), and nothing can be measured "
+            "on that: look at the image of that row, and at whether the networks diverged in training."
+        )
+    return x
+
+
+def _centred(x: Tensor) -> Tensor:
+    x = finite(x).double()
+    return x - x.mean(0)
+
+
 def eigenvalues(x: Tensor) -> Tensor:
     """Eigenvalues (k,) float64 of the covariance of the rows of x (n, k), divisor n - 1, descending."""
-    centred = x.double() - x.double().mean(0)
+    centred = _centred(x)
     values = torch.linalg.eigvalsh(centred.T @ centred / (len(x) - 1))
     return values.flip(0).clamp_min(0)
 
@@ -24,7 +44,7 @@ def effective_rank(x: Tensor) -> float:
 
     1 for embeddings that are all alike, k for a flat spectrum.
     """
-    x = x.double()
+    x = finite(x).double()
     # The eigenvalues of the smaller Gram matrix are many times faster than singular values. In float64 they
     # give these to 1e-8 of the largest; RankMe's own guard against log 0 is coarser.
     gram = x.T @ x if x.shape[1] <= len(x) else x @ x.T
@@ -38,7 +58,7 @@ def embedding_std(x: Tensor) -> float:
 
     0 when all rows point one way, near 1 when they are spread over the sphere (Chen and He, 2021, Sec. 4.1).
     """
-    return float(F.normalize(x.double(), dim=-1).std(0).mean() * x.shape[1] ** 0.5)
+    return float(F.normalize(finite(x).double(), dim=-1).std(0).mean() * x.shape[1] ** 0.5)
 
 
 def cca_dimensions(first: Tensor, second: Tensor) -> float:
@@ -48,13 +68,14 @@ def cca_dimensions(first: Tensor, second: Tensor) -> float:
     and standard deviation, it does not change under shifts and triangular maps of the embeddings. Unrelated
     views score about k^2 / n.
     """
-    a, b = (_principal_coordinates(view) for view in (first, second))
+    views = {"the first view": first, "the second view": second}
+    a, b = (_principal_coordinates(finite(view, name)) for name, view in views.items())
     return float((a.T @ b).square().sum())
 
 
 def _principal_coordinates(x: Tensor) -> Tensor:
     """An orthonormal basis (n, r) float64 of the centred columns of x (n, k), r <= k."""
-    centred = x.double() - x.double().mean(0)
+    centred = _centred(x)
     values, vectors = torch.linalg.eigh(centred.T @ centred)
     # Directions below float32's resolution are rounding noise, not dimensions of the embedding.
     resolution = max(x.shape) * torch.finfo(torch.float32).eps
@@ -69,7 +90,8 @@ def alignment(first: Tensor, second: Tensor) -> float:
     the mean of the normalised rows: 2 only where the directions are centred
     (Wang and Isola, ICML 2020, Sec. 4.1, alpha = 2).
     """
-    a, b = (F.normalize(view.double(), dim=-1) for view in (first, second))
+    views = {"the first view": first, "the second view": second}
+    a, b = (F.normalize(finite(view, name).double(), dim=-1) for name, view in views.items())
     return float((a - b).square().sum(-1).mean())
 
 
@@ -82,6 +104,7 @@ def uniformity(x: Tensor, seed: int = 0) -> float:
     """
     if len(x) < 2:
         raise ValueError(f"uniformity needs 2 rows at least, to make a pair; got {len(x)}")
+    finite(x)
     if len(x) > UNIFORMITY_ROWS:
         chosen = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:UNIFORMITY_ROWS]
         x = x[chosen.to(x.device)]
@@ -97,7 +120,7 @@ def whitened(x: Tensor) -> Tensor | None:
     As W-MSE does in training (Cholesky factor), with all n rows as one slice. None where the result would say
     nothing: n < 2k, or a singular covariance, as of collapsed embeddings. ValueError for NaN or infinity.
     """
-    if len(x) < 2 * x.shape[1]:
+    if len(finite(x)) < 2 * x.shape[1]:
         return None
     try:
         # QR finds Cholesky's whitened rows without squaring the condition number, so None means that float32,
