@@ -15,7 +15,7 @@ UNIFORMITY_ROWS = 2000  # rows whose pairs `uniformity` averages over: 2 million
 def finite(x: Tensor, what: str = "x") -> Tensor:
     """x (n, k), if it holds neither NaN nor infinity; else ValueError, naming `what` and the first such row.
 
-    Every comparison with NaN is false, so distances, votes and ranks of it would look like plausible numbers.
+    Comparisons with NaN are all false, so distances and ranks of it would look like plausible numbers.
     """
     sound = x.isfinite().flatten(1).all(1)
     if not bool(sound.all()):
