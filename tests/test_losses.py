@@ -296,11 +296,11 @@ def test_compiled_in_one_graph_it_is_the_same(whitening, slice_size, iterations)
     torch._dynamo.reset()
 
 
-def test_a_second_derivative_is_refused_where_whitening_has_none_and_right_without_it():
+@pytest.mark.parametrize("loss", [mse_loss, lambda x: w_mse_loss(x, 6)], ids=["mse", "w-mse"])
+def test_a_second_derivative_is_refused_rather_than_wrong(loss):
     x = embeddings(2, 6, 4, dtype=torch.float64).requires_grad_()
     with pytest.raises(RuntimeError, match="second derivative"):
-        torch.autograd.grad(w_mse_loss(x, 6) + x.pow(3).sum(), x, create_graph=True)
-    assert torch.autograd.gradgradcheck(mse_loss, (x,))
+        torch.autograd.grad(loss(x) + x.pow(3).sum(), x, create_graph=True)
 
 
 def test_a_zero_embedding_has_cosine_0_with_any_other_and_a_finite_gradient():
