@@ -22,7 +22,7 @@ def finite(x: Tensor, what: str = "x") -> Tensor:
         row, count = int(sound.int().argmin()), int((~sound).sum())
         raise ValueError(
             f"{what}: row {row} holds NaN or infinity ({count} of {len(x)} rows do), and nothing can be "
-            "measured on that: look at the image of that row, and at whether the networks diverged in training."
+            "measured on that: look at the image of that row, and whether the networks diverged in training."
         )
     return x
 
