@@ -15,19 +15,10 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-    with_config,
-)
-from pydantic_core import PydanticCustomError
+import pydantic
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from wmse import machine
 from wmse.recipes import RECIPES, Recipe, ViewSettings
@@ -37,42 +28,27 @@ if TYPE_CHECKING:
 
 Status = Literal["running", "finished", "interrupted", "failed", "obsolete"]  # obsolete: replaced by a later
 STATUSES = get_args(Status)
-NO_CHANGES: Mapping[str, Any] = MappingProxyType({})
-# Fields that do not define the experiment. Runs that differ only in these are averaged. The number of
-# processes does define it: BatchNorm sees each process's part of a batch or, synchronised, the whole.
-NOT_OF_THE_EXPERIMENT = ("seed", "precision", "compile", "sync_batchnorm")
+FINISHED = "metrics finished steps train_seconds wall_seconds precision images peak_memory_mb".split()
 # Metrics that may be null: they need more images or dimensions than some runs have.
 MAY_BE_NULL = ("cca_dimensions", "effective_rank_whitened", "alignment_whitened", "uniformity_whitened")
 BREAKDOWNS = ("SingularCovarianceError", "DivergenceError")
-FINISHED = ("metrics", "finished", "steps", "train_seconds", "wall_seconds", "precision", "images")
-FINISHED += ("peak_memory_mb",)  # the keys that the record of a finished run must have
+# Fields that do not define the experiment. Runs that differ only in these are averaged. The number of
+# processes does define it: BatchNorm sees each process's part of a batch or, synchronised, the whole.
+NOT_OF_THE_EXPERIMENT = ("seed", "precision", "compile", "sync_batchnorm")
+NO_CHANGES: Mapping[str, Any] = MappingProxyType({})
+CHECKS = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
+for _class in (Recipe, ViewSettings):  # an unknown field of a recipe is an error; of a record it is not
+    pydantic.with_config(CHECKS | {"extra": "forbid"})(_class)
 
 
 class BrokenRecordError(ValueError):
     """A record with a wrong or missing value; the message names the file, the key and the value."""
 
 
-def _has_offset(text: str) -> str:
-    try:
-        if datetime.fromisoformat(text).tzinfo:
-            return text
-    except ValueError:
-        pass
-    raise PydanticCustomError("time", "Input should be a time in ISO 8601, with its offset from UTC")
-
-
-Time = Annotated[str, AfterValidator(_has_offset)]
-Amount = Annotated[float, Field(ge=0)]
-Steps = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-for _class in (Recipe, ViewSettings):  # an unknown field of a recipe is an error; of a record it is not
-    with_config(ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))(_class)
-
-
-class Record(BaseModel):
+class Record(pydantic.BaseModel):
     """What is known of one run. The order of the fields is that of the keys in record.json."""
 
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+    model_config = CHECKS | {"extra": "allow"}
 
     name: str  # of the recipe, "cifar10-200/w-mse-2"
     status: Status
@@ -83,23 +59,23 @@ class Record(BaseModel):
     package_sha256: str
     versions: dict[str, Any]
     hardware: dict[str, Any]
-    started: Time
+    started: str
     precision: str = ""
-    processes: Count = 1
-    limit: Steps | None = None  # only so many images of each split were used
-    images: dict[str, Count] = {}  # by split
+    processes: PositiveInt = 1
+    limit: NonNegativeInt | None = None  # only so many images of each split were used
+    images: dict[str, PositiveInt] = {}  # by split
     metrics: dict[str, float | None] = {}
     spectra: dict[str, Any] = {}
     error: str = ""
-    wall_seconds: Amount = 0.0  # training and evaluation
-    finished: Time = ""
-    steps: Steps = 0
-    train_seconds: Amount = 0.0
-    views_per_second: Amount | None = None  # in training
-    peak_memory_mb: Amount = 0.0  # MiB
+    wall_seconds: NonNegativeFloat = 0.0  # training and evaluation
+    finished: str = ""
+    steps: NonNegativeInt = 0
+    train_seconds: NonNegativeFloat = 0.0
+    views_per_second: NonNegativeFloat | None = None  # in training
+    peak_memory_mb: NonNegativeFloat = 0.0  # MiB
     curve: list[dict[str, float | None]] = []  # the rows of metrics.csv
 
-    @field_validator("metrics")
+    @pydantic.field_validator("metrics")
     @classmethod
     def _check_metrics(cls, metrics: dict[str, float | None]) -> dict[str, float | None]:
         for metric, value in metrics.items():
@@ -107,10 +83,13 @@ class Record(BaseModel):
                 raise ValueError(f"{metric} is {value!r}; expected {expected}")
         return metrics
 
-    @model_validator(mode="after")
+    @pydantic.model_validator(mode="after")
     def _check_whole(self) -> "Record":
         if self.seed != self.recipe.seed:
             raise ValueError(f"seed is {self.seed}; expected the recipe's seed, {self.recipe.seed}")
+        for key in ("started", "finished"):
+            if key in self.model_fields_set and not _has_offset(time := getattr(self, key)):
+                raise ValueError(f"{key} is {time!r}; expected a time in ISO 8601, with its offset from UTC")
         if self.status == "finished":
             present = self.model_fields_set | {f"images.{split}" for split in self.images}
             if lacking := [key for key in (*FINISHED, "images.test") if key not in present]:
@@ -131,14 +110,12 @@ class Record(BaseModel):
     def changes(self) -> dict[str, Any]:
         """How the recipe differs from the one it is named after; also the limit, and processes beyond one.
 
-        Fields of the views are named "views.hue". Raises ValueError if the name is no recipe's.
+        Raises ValueError if the name is no recipe's.
         """
         if self.name not in RECIPES:
             raise ValueError(f"{self.name!r} is not the name of a recipe")
         named, own = _flat(RECIPES[self.name]), _flat(self.recipe)
-        changes = {
-            key: own[key] for key in own if own[key] != named[key] and key not in NOT_OF_THE_EXPERIMENT
-        }
+        changes = {key: value for key, value in own.items() if value != named[key]}
         if self.limit is not None:
             changes["limit"] = self.limit
         if self.processes > 1:
@@ -179,16 +156,25 @@ def _expected(metric: str, value: float | None) -> str:
     return "0 or more" if value < 0 and any(word in metric for word in ("rank", "dimensions", "std")) else ""
 
 
+def _has_offset(time: str) -> bool:
+    try:
+        return datetime.fromisoformat(time).tzinfo is not None
+    except ValueError:
+        return False
+
+
 def _flat(recipe: Recipe) -> dict[str, Any]:
+    """The fields that define the experiment; those of the views are named "views.hue"."""
     values = asdict(recipe)
-    return values | {f"views.{key}": value for key, value in values.pop("views").items()}
+    values |= {f"views.{key}": value for key, value in values.pop("views").items()}
+    return {key: value for key, value in values.items() if key not in NOT_OF_THE_EXPERIMENT}
 
 
 def parse_record(text: str | bytes, where: str | Path = "the record") -> Record:
     """The record in a JSON text; BrokenRecordError, which begins with `where`, unless all of it is sound."""
     try:
         return Record.model_validate_json(text)
-    except ValidationError as error:
+    except pydantic.ValidationError as error:
         raise BrokenRecordError(f"{where}: {_problem(error.errors()[0], text)}") from None
 
 
@@ -213,18 +199,9 @@ def _problem(error: Mapping[str, Any], text: str | bytes) -> str:
 
 def start_record(name: str, recipe: Recipe, device: "torch.device", **known: Any) -> Record:
     """What is known of a run before it starts, with further keys; `status` is "running" until it is set."""
-    return Record(
-        name=name,
-        status="running",
-        recipe=recipe,
-        seed=recipe.seed,
-        git=machine.git_state(),
-        package_sha256=machine.package_hash(),
-        versions=machine.versions(),
-        hardware=machine.describe(device),
-        started=now(),
-        **known,
-    )
+    code = {"git": machine.git_state(), "package_sha256": machine.package_hash()}
+    known |= code | {"versions": machine.versions(), "hardware": machine.describe(device)}
+    return Record(name=name, status="running", recipe=recipe, seed=recipe.seed, started=now(), **known)
 
 
 def write_record(folder: Path, record: Record) -> None:
