@@ -62,6 +62,12 @@ def joined(rank, folder):
     torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
 
 
+def start_two(work, folder):
+    """Run `work(rank, folder)` in two processes, forked from one that has imported torch and no more."""
+    multiprocessing.set_forkserver_preload(["torch", "wmse.run", "wmse.training"])
+    multiprocessing.start_processes(work, (str(folder),), nprocs=2, start_method="forkserver")
+
+
 def two(rank, folder):
     """One of two processes: for each case its half of the batch, and what DDP makes of the gradients."""
     joined(rank, folder)
@@ -83,7 +89,7 @@ def two(rank, folder):
 def of_two(tmp_path_factory):
     """A folder with what two processes found for each case."""
     folder = tmp_path_factory.mktemp("two")
-    multiprocessing.start_processes(two, (str(folder),), nprocs=2, start_method="spawn")
+    start_two(two, folder)
     return folder
 
 
@@ -154,7 +160,7 @@ def alone(rank, folder):
 
 
 def test_what_processes_share_and_refuse(tmp_path):
-    multiprocessing.start_processes(alone, (str(tmp_path),), nprocs=2, start_method="spawn")
+    start_two(alone, tmp_path)
 
 
 def test_without_torchrun_a_process_is_alone():
@@ -223,7 +229,7 @@ def test_a_job_that_loses_a_process_ends_with_an_error_and_resumes(tmp_path):
     assert job.returncode == 0, output
 
     job = torchrun(cut, script, "0.3")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not (cut / "checkpoint.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(workers(job)[-1], signal.SIGKILL)
