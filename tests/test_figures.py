@@ -2,14 +2,17 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import matplotlib
+import nbformat
 import numpy as np
 import pytest
 import torch
 
 from wmse import figures
 
+ROOT = Path(__file__).resolve().parents[1]
 matplotlib.use("Agg")
 PANELS = {
     "accuracy": {"a": [90.0, 91.0, 92.0], "b": [91.5, 92.5], "c": [20.0, 30.0], "d": []},
@@ -25,6 +28,21 @@ def closed():
     plt.close("all")
 
 
+def chapters_function(chapter, cell, **names):
+    """The one function that a cell of a chapter defines; `names` are what the cell uses."""
+    cells = nbformat.read(ROOT / "notebooks" / f"{chapter}.ipynb", as_version=4).cells
+    (source,) = [one.source for one in cells if one.id == cell]
+    exec(source, names)
+    return names[cell.replace("-", "_")]
+
+
+@pytest.fixture(scope="module")
+def seeds_by_setting():
+    import matplotlib.pyplot as plt
+
+    return chapters_function("10_ablations", "seeds-by-setting", figures=figures, np=np, plt=plt)
+
+
 def marks(ax):
     return [list(line.get_xdata()) for line in ax.lines if line.get_marker() not in ("None", "", None)]
 
@@ -33,8 +51,8 @@ def words(ax):
     return [text.get_text() for text in ax.texts]
 
 
-def test_each_run_has_a_mark_and_each_setting_a_bar_at_its_mean():
-    figure = figures.seeds_by_setting(PANELS, "choice")
+def test_each_run_has_a_mark_and_each_setting_a_bar_at_its_mean(seeds_by_setting):
+    figure = seeds_by_setting(PANELS, "choice")
     for ax, values in zip(figure.axes, PANELS.values(), strict=True):
         assert marks(ax) == [runs for runs in values.values() if runs]
         bars = [bar.get_segments()[0][0][0] for bar in ax.collections]
@@ -42,16 +60,16 @@ def test_each_run_has_a_mark_and_each_setting_a_bar_at_its_mean():
         assert words(ax) == ["no run yet"]
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == ["a", "b", "c", "d"] and figure.get_suptitle() == "choice"
-    assert words(figures.seeds_by_setting(PANELS, "choice", {"d": "broke down"}).axes[0]) == ["broke down"]
+    assert words(seeds_by_setting(PANELS, "choice", {"d": "broke down"}).axes[0]) == ["broke down"]
 
 
-def test_a_setting_far_off_is_told_at_the_edge_where_it_is_far_off():
-    accuracy, dimensions = figures.seeds_by_setting(PANELS, "choice", outside=["c"]).axes
+def test_a_setting_far_off_is_told_at_the_edge_where_it_is_far_off(seeds_by_setting):
+    accuracy, dimensions = seeds_by_setting(PANELS, "choice", outside=["c"]).axes
     assert words(accuracy) == ["← 20 to 30", "no run yet"] and [20.0, 30.0] not in marks(accuracy)
     assert accuracy.get_xlim()[0] > 80
     assert words(dimensions) == ["no run yet"] and [19.0, 21.5] in marks(dimensions)
     above = {"x": {"a": [1.0, 2.0], "c": [90.0]}}
-    assert words(figures.seeds_by_setting(above, "choice", outside=["c"]).axes[0]) == ["90 →"]
+    assert words(seeds_by_setting(above, "choice", outside=["c"]).axes[0]) == ["90 →"]
 
 
 def test_classes_differ_in_more_than_colour():
@@ -77,11 +95,11 @@ def test_images_stand_row_by_row(images):
     assert np.allclose(canvas[6:, 12:], 1.0), "white where no image is"
 
 
-def test_no_default_figure_is_wider_than_a_phone_can_show():
+def test_no_default_figure_is_wider_than_a_phone_can_show(seeds_by_setting):
     with matplotlib.rc_context():
         figures.use_style()
         assert matplotlib.rcParams["figure.figsize"][0] == figures.WIDTH
-    assert figures.seeds_by_setting(PANELS, "choice").get_figwidth() <= figures.WIDTH
+    assert seeds_by_setting(PANELS, "choice").get_figwidth() <= figures.WIDTH
 
 
 def test_titles_load_neither_torch_nor_numpy_nor_matplotlib():
