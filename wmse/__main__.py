@@ -139,8 +139,8 @@ def main(arguments: list[str]) -> int:
 
         globals()["tyro"] = tyro  # tyro evaluates the annotations, which are strings, among these names
         tyro.cli(command, args=rest, prog=f"python -m wmse {name}")
-    except (ValueError, OSError, ArithmeticError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError, ArithmeticError, MemoryError) as error:
+        print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -1,6 +1,7 @@
 """What a run runs on: processor, threads and memory of this process; the package's code and its versions."""
 
 import ctypes
+import errno
 import hashlib
 import math
 import os
@@ -16,6 +17,16 @@ if TYPE_CHECKING:
 
 CGROUP = Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # numbers of glibc's mallopt
+REMEDIES = {  # by the number of an operating system's error
+    errno.EMFILE: "Raise the limit of open files (ulimit -n).",
+    errno.ENFILE: "Too many files are open on the whole machine: end other programs.",
+    errno.EACCES: "Give yourself the right to read it.",
+    errno.EPERM: "Give yourself the right to read it.",
+    errno.ENOENT: "Put it back, or mend the link.",
+    errno.EISDIR: "It is a folder: name a file, or move the folder away.",
+    errno.ENOTDIR: "A file stands where a folder should be.",
+    errno.ENOMEM: "Free memory, or use a machine with more.",
+}
 
 
 def configure_process(device: "torch.device") -> None:
@@ -136,6 +147,12 @@ def git_state() -> dict[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD"), "dirty": dirty}
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def read_error(error: OSError, path: str | os.PathLike) -> OSError:
+    """A failure of the machine to read a file, in words: file, reason, what to do; same class, same errno."""
+    remedy = REMEDIES.get(error.errno, "The file may be sound: check the disk or the network, and try again.")
+    return OSError(error.errno, f"{os.fspath(path)} could not be read: {os.strerror(error.errno)}. {remedy}")
 
 
 def peak_memory_mb(device: "torch.device") -> float:

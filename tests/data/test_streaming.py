@@ -243,6 +243,32 @@ def test_broken_file_is_named(paths, tmp_path, workers):
         views_of(images, batch_size=2)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_worker_meets_is_told_in_its_one_sentence(paths, tmp_path, workers):
+    (tmp_path / "folder.JPEG").mkdir()
+    (tmp_path / "broken.JPEG").write_bytes(b"no image")
+    for name, kind in {"folder.JPEG": IsADirectoryError, "gone.JPEG": FileNotFoundError, "broken.JPEG": ValueError}.items():
+        path = str(tmp_path / name)
+        with pytest.raises(kind) as told:
+            views_of(streamed((paths[1], path), workers), batch_size=2)
+        assert type(told.value) is kind and path in str(told.value)
+        assert "\n" not in str(told.value) and "Traceback" not in str(told.value)
+
+
+def end_worker(_image) -> torch.Tensor:
+    """In place of a view: the worker is killed, as by a system out of memory."""
+    import os
+    import signal
+
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_is_told_in_a_sentence(paths):
+    made = streams._stream(streamed(paths, 1), [torch.arange(2)], 1, end_worker, 0)
+    with pytest.raises(ChildProcessError, match="a process that reads images ended: .*may lack memory"):
+        next(made)
+
+
 def test_number_of_workers(monkeypatch):
     monkeypatch.setattr(streams, "usable_cores", lambda: 64)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)

@@ -4,10 +4,13 @@ Tiny ImageNet is read into memory by `read_images`. ImageNet-100 is too large fo
 streamed (`wmse.data.streaming`). Nothing is downloaded: an error says where to get an absent data set.
 """
 
+import codecs
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
@@ -17,29 +20,81 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from wmse.machine import usable_cores
+from wmse.machine import read_error, usable_cores
 
 Listing = tuple[tuple[str, ...], Tensor, tuple[str, ...]]  # paths, labels int64 (n,), class names
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
+# What operating systems and servers leave in folders, besides names that begin with . or @
+LEFTOVERS = ("__macosx", "lost+found", "system volume information", "$recycle.bin", "#recycle", "#snapshot")
 BLOCK = 100  # images per task of a reading thread
 TINY_ADDRESS = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 AFRESH = f"Unpack the published archive afresh: {TINY_ADDRESS}"
 
 # WordNet ids of the 100 classes of Tian, Krishnan and Isola (2020), one a line, in the order of
 # imagenet100.txt of github.com/HobbitLong/CMC.
-IMAGENET100 = files("wmse.data").joinpath("imagenet100.txt").read_text()
+IMAGENET100 = files("wmse.data").joinpath("imagenet100.txt").read_text("utf-8")
 
 
 def read_rgb(path: str) -> Image.Image:
-    """Read an image file of any mode as RGB. ValueError if the file is not a complete image."""
+    """Read an image file of any mode as RGB. Gray levels of 16 bits are scaled to 8; transparency is dropped.
+
+    Raises:
+        ValueError: the file is no complete image, or has levels without a known range, or too many pixels.
+        OSError: the machine could not read the file: no right to, too many open files, a lost disk, ...
+        MemoryError: there is too little memory for the image.
+    """
     try:
         with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for a broken PNG
-        if isinstance(error, FileNotFoundError):
-            raise
+            rgb = _as_rgb(image)
+    except Exception as error:  # decoders fail in as many ways as there are spoilt files
+        if isinstance(error, MemoryError) or "out of memory" in str(error):
+            raise MemoryError(f"{path} could not be read: too little memory for its pixels") from error
+        if isinstance(error, OSError) and error.errno is not None:
+            raise read_error(error, path) from error
+        if isinstance(error, Image.DecompressionBombError):
+            raise ValueError(f"{path} is refused: {error} Shrink the image, or take it away.") from error
         raise ValueError(f"{path} is no whole image: {error}. Replace it by a sound copy.") from error
+    if rgb is None:
+        raise ValueError(f"{path} has mode {image.mode}, which has no sure form in RGB: save it as 8-bit RGB")
+    return rgb
+
+
+def _as_rgb(image: Image.Image) -> Image.Image | None:
+    """The image as RGB, or None if that has no sure meaning. Pillow would clip 16-bit gray levels at 255."""
+    gray = image.mode == "I" and image.format in ("PNG", "PPM")  # 16 bits, though the mode is 32-bit integers
+    if gray or image.mode.startswith("I;16"):
+        levels = (np.asarray(image).astype(np.int64) + 128) // 257
+        return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F", "LAB"):
+        return None
+    if image.mode == "P":  # by way of RGBA, because Pillow warns of palettes with transparent colours
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a text file in UTF-8, in UTF-16 or UTF-32 with a mark, or, with a warning, in Windows-1252.
+
+    Raises ValueError for a file that is no such text, OSError for one that the machine cannot read.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise read_error(error, path) from error
+    marks = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}  # before UTF-16's: it begins alike
+    marks |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+    marked = [name for mark, name in marks.items() if content.startswith(mark)]
+    text = "\0"
+    for encoding in marked[:1] or ["utf-8-sig", "cp1252"]:
+        with suppress(UnicodeDecodeError):
+            text = content.decode(encoding)
+            break
+    if "\0" in text:
+        raise ValueError(f"{path} is no text in UTF-8: save it as UTF-8, or fetch it afresh")
+    if encoding == "cp1252":
+        warnings.warn(f"{path} is not in UTF-8; it is read as Windows-1252: save it as UTF-8", stacklevel=2)
+    return re.split(r"\r\n|\r|\n", text.removesuffix("\n").removesuffix("\r"))
 
 
 def read_images(paths: Sequence[str], side: int) -> Tensor:
@@ -83,19 +138,22 @@ def list_tiny_imagenet(split: str, root: Path) -> Listing:
 
 
 def _tiny_wnids(folder: Path) -> list[str]:
-    """Sorted ids of the classes, the folders of train/; each id in wnids.txt must have one."""
+    """Sorted ids of the classes: those in wnids.txt, each a folder of train/; without it, all its folders."""
     train, listing = folder / "train", folder / "wnids.txt"
-    wnids = _subfolders(train)
-    if not wnids:
+    present = _subfolders(train)
+    if not present:
         raise FileNotFoundError(
             f"no Tiny ImageNet: {train} is absent or empty. Fetch {TINY_ADDRESS} and unpack it in "
             f"{folder.parent}, so that there is {train}{os.sep}<wnid>{os.sep}images"
         )
-    absent = sorted(set(listing.read_text().split()) - set(wnids)) if listing.is_file() else []
-    if absent:
-        raise ValueError(
-            f"{train} lacks {len(absent)} of the classes in wnids.txt: {_some(absent)}. {AFRESH}"
-        )
+    if not listing.is_file():
+        return present
+    wnids = sorted(set(" ".join(read_lines(listing)).split()))
+    absent = sorted(set(wnids) - set(present))
+    if absent or not wnids:
+        lacking = f"{train} lacks {len(absent)} of the classes in wnids.txt: {_some(absent)}"
+        raise ValueError(f"{lacking if wnids else f'{listing} is empty'}. {AFRESH}")
+    _warn_of_others(train, set(present) - set(wnids), "wnids.txt")
     return wnids
 
 
@@ -116,7 +174,7 @@ def _tiny_val(folder: Path, wnids: list[str]) -> tuple[tuple[str, ...], Tensor]:
         )
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     paths, labels = [], []
-    for number, line in enumerate(listing.read_text().splitlines(), 1):
+    for number, line in enumerate(read_lines(listing), 1):
         name, wnid, *_ = [*line.split("\t"), ""]  # the rest of a line is a bounding box
         if wnid not in label_of:
             raise ValueError(
@@ -141,7 +199,7 @@ def _tiny_val(folder: Path, wnids: list[str]) -> tuple[tuple[str, ...], Tensor]:
 def _tiny_names(folder: Path, wnids: list[str]) -> tuple[str, ...]:
     """The first name of each class in words.txt; its id where words.txt does not name it."""
     words = folder / "words.txt"
-    lines = words.read_text().splitlines() if words.is_file() else []
+    lines = read_lines(words) if words.is_file() else []
     names = dict(line.split("\t", 1) for line in lines if "\t" in line)
     return tuple(names.get(wnid, wnid).split(",")[0] for wnid in wnids)
 
@@ -170,6 +228,8 @@ def list_imagenet100(split: str, root: Path) -> Listing:
         raise FileNotFoundError(
             f"{folder} lacks {len(absent)} of the 100 classes: {', '.join(absent)}. {layout}"
         )
+    if folder == own:
+        _warn_of_others(folder, set(_subfolders(folder)) - set(wnids), "the list of the 100 classes")
     paths, labels = _train_files([folder / wnid for wnid in wnids], layout, 126_689)
     return paths, labels, tuple(wnids)
 
@@ -197,15 +257,34 @@ def _train_files(folders: list[Path], advice: str, published: int) -> tuple[tupl
 
 
 def _files(folder: Path) -> list[str]:
-    """Sorted paths of the images in a folder; an empty list if the folder is absent."""
+    """Sorted paths of the images in a folder, links included; an empty list if the folder is absent."""
     if not folder.is_dir():
         return []
-    return sorted(entry.path for entry in os.scandir(folder) if entry.name.lower().endswith(SUFFIXES))
+    named = [e for e in _entries(folder) if e.name.lower().endswith(SUFFIXES) and not e.is_dir()]
+    return sorted(entry.path for entry in named if entry.is_file() or entry.is_symlink())
 
 
 def _subfolders(folder: Path) -> list[str]:
     """Sorted names of the subfolders of a folder; an empty list if the folder is absent."""
-    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    return sorted(entry.name for entry in _entries(folder) if entry.is_dir()) if folder.is_dir() else []
+
+
+def _entries(folder: Path) -> list[os.DirEntry]:
+    """What is in a folder, without what an operating system left there."""
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise read_error(error, folder) from error
+    return [e for e in entries if not e.name.startswith((".", "@")) and e.name.lower() not in LEFTOVERS]
+
+
+def _warn_of_others(folder: Path, others: set[str], listing: str) -> None:
+    if others:
+        warnings.warn(
+            f"{folder} holds {len(others)} folders that {listing} does not name, and which are left out: "
+            f"{_some(sorted(others))}",
+            stacklevel=4,
+        )
 
 
 def _some(names: list[str]) -> str:

@@ -17,7 +17,7 @@ from multiprocessing.context import BaseContext
 import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from wmse.data.folders import read_rgb
 from wmse.machine import usable_cores
@@ -66,7 +66,7 @@ class StreamedSet:
         """All images in order, without augmentation: normalised float32 (b, 3, crop, crop).
 
         Images are resized by Pillow's bicubic filter and cropped. b is `size` or, in the last batch, fewer.
-        Raises ValueError for a file that is not a complete image.
+        Raises what `read_rgb` does.
         """
         from torchvision.transforms import v2
 
@@ -88,7 +88,7 @@ def stream_views(
             position of the image in the epoch make no difference.
 
     Raises:
-        ValueError: d < 1, settings without a size, or (while iterating) a file that is not a complete image.
+        ValueError: d < 1, settings without a size, or (while iterating) what `read_rgb` raises.
     """
     if d < 1:
         raise ValueError(f"d is {d}; ask for at least one view of each image")
@@ -141,6 +141,13 @@ class _Views(Dataset):
             torch.default_generator.manual_seed(int.from_bytes(digest, "big"))
             return torch.stack([self.transform(image) for _ in range(self.d)])
 
+    def __getitems__(self, indices: list[int]) -> list[Tensor] | Exception:
+        """The items, or why one cannot be read: a worker would raise that with its traceback as the text."""
+        try:
+            return [self[index] for index in indices]
+        except (ValueError, OSError, MemoryError) as error:
+            return error
+
 
 def _stream(
     images: StreamedSet, batches: Sequence[Tensor], d: int, transform: Callable, seed: int
@@ -149,9 +156,30 @@ def _stream(
     pieces = [piece.tolist() for batch in batches for piece in batch.split(PIECE)]
     made = iter(_loader(_Views(images.paths, transform, d, seed), pieces, images))
     for batch in batches:
-        parts = [next(made).to(images.device, non_blocking=True) for _ in batch.split(PIECE)]
+        parts = [_next(made).to(images.device, non_blocking=True) for _ in batch.split(PIECE)]
         views = torch.cat([part.transpose(0, 1) for part in parts], dim=1)
         yield normalize_(views.float().div_(255), images.mean, images.std)
+
+
+def _next(made: Iterator[Tensor | Exception]) -> Tensor:
+    """The next piece. Raises what a worker met, and ChildProcessError if a worker died."""
+    try:
+        piece = next(made)
+    except RuntimeError as error:
+        dead = any(words in str(error) for words in ("DataLoader worker (", "ancdata", "open files"))
+        if not dead or str(error).startswith("Caught"):  # then it is a mistake in our code
+            raise
+        raise ChildProcessError(
+            f"a process that reads images ended: {error} The machine may lack memory, shared memory (/dev/shm) "
+            "or open files (ulimit -n)."
+        ) from error
+    if isinstance(piece, Exception):
+        raise piece
+    return piece
+
+
+def _collate(items: list[Tensor] | Exception) -> Tensor | Exception:
+    return items if isinstance(items, Exception) else default_collate(items)
 
 
 def _loader(views: _Views, pieces: list[list[int]], images: StreamedSet) -> DataLoader:
@@ -161,6 +189,7 @@ def _loader(views: _Views, pieces: list[list[int]], images: StreamedSet) -> Data
         views,
         batch_sampler=pieces,
         num_workers=workers,
+        collate_fn=_collate,
         pin_memory=images.device.type == "cuda",
         multiprocessing_context=_context() if workers else None,
         worker_init_fn=_start_worker if workers else None,
