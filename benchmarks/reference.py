@@ -1,11 +1,11 @@
-"""Training as published, against training here: views a second of both, in turns, on one machine.
+"""Training as in the method's official code and in this package: views per second of both, in turns.
 
     python -m benchmarks.reference [--device cuda] [--width 64] [--steps 2] [--rounds 2]
 
-`reference` restates the settings of the method's official code: views by torchvision from Pillow images, in
-a DataLoader with a worker a core; the encoder called for one view at a time; the loss a loop over slices and
-pairs; float32; plain Adam; the loss fetched from the device after each step. `wmse` is this package's
-training. Each is timed in processes of its own, as threads and memory are set for a process.
+`reference` works as the official code does: views by torchvision from Pillow images, in a DataLoader with one
+worker per core; one view at a time through the encoder; a loop over slices and pairs for the loss; float32;
+plain Adam; the loss fetched from the device after each step. `wmse` is this package's training. Each is timed
+in processes of its own, because threads and memory are settings of a process.
 """
 
 import argparse
@@ -26,17 +26,17 @@ from benchmarks.loss import plain_loop
 from benchmarks.step import noise_images
 from benchmarks.views import pillow_views
 from wmse import machine
-from wmse.data import ImageSet, view_batches
+from wmse.data import ImageSet
 from wmse.distributed import choose_device
 from wmse.networks import build_encoder, build_projector
 from wmse.recipes import Recipe, get_recipe
-from wmse.run import start_run, train_step, wrapped
+from wmse.run import start_run
 
 MODES = ("reference", "wmse")
 
 
 class PillowImages(Dataset):
-    """d views of an image and its label, by torchvision's transforms on a Pillow image."""
+    """Images as d views each, by torchvision's transforms of Pillow images, and labels."""
 
     def __init__(self, images: ImageSet, recipe: Recipe):
         self.pixels = images.images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
@@ -54,7 +54,7 @@ class PillowImages(Dataset):
 
 
 def reference_steps(recipe: Recipe, images: ImageSet, device: torch.device, workers: int):
-    """An endless iterator: each `next` takes one step in the official code's way."""
+    """An endless iterator; each `next` takes one step as the official code does."""
     encoder = build_encoder(recipe.encoder, recipe.stem, recipe.width).to(device).train()
     projector = build_projector(encoder.out_features, recipe.projector_width, recipe.embedding_dim)
     projector.to(device).train()
@@ -84,25 +84,18 @@ def reference_steps(recipe: Recipe, images: ImageSet, device: torch.device, work
 
 
 def wmse_steps(recipe: Recipe, images: ImageSet, device: torch.device):
-    """The same with this package."""
+    """The same by this package."""
     machine.configure_process(device)
     images = images.to(device)
     run = start_run(recipe, len(images), device)
-    learner = wrapped(run)
     while True:
-        order = torch.randperm(len(images), generator=run.generators["batches"]).to(device)
-        generator = run.generators["views"]
-        for views, labels in view_batches(
-            images, order, recipe.positives, recipe.batch_size, recipe.views, generator
-        ):
-            train_step(run, learner, views, labels)
-            yield
+        yield from run.epoch(images)
 
 
 def child(mode: str, recipe: Recipe, device: torch.device, steps: int) -> dict[str, float]:
-    """Views a second over `steps` steps after some that do not count, and the peak of memory.
+    """Views per second over `steps` steps, after some untimed ones, and the peak of memory.
 
-    An epoch is as long as CIFAR-10's, as a DataLoader starts anew at each.
+    An epoch is as long as CIFAR-10's, because a DataLoader starts anew at each epoch.
     """
     images = noise_images(97 * recipe.batch_size, torch.device("cpu"))
     if mode == "reference":
@@ -110,7 +103,9 @@ def child(mode: str, recipe: Recipe, device: torch.device, steps: int) -> dict[s
     else:
         work = wmse_steps(recipe, images, device)
     wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
-    for _ in range(2 * machine.usable_cores() if device.type == "cuda" else 2):  # until queues are even
+    for _ in range(
+        2 * machine.usable_cores() if device.type == "cuda" else 2
+    ):  # until the workers' queues are full
         next(work)
     wait()
     start = time.perf_counter()
@@ -144,7 +139,7 @@ def main(arguments: list[str] | None = None) -> None:
         ("--rounds", {"type": int, "default": 2, "help": "processes of each (%(default)s)"}),
         ("--child", {"choices": MODES, "help": argparse.SUPPRESS}),
         arguments=arguments,
-        prepare=False,  # threads and memory of a child are its own affair, as published or as here
+        prepare=False,  # each child sets threads and memory in its own way
     )
     on_gpu = options.device.type == "cuda"
     if options.child:

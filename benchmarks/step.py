@@ -1,17 +1,18 @@
-"""A training step in its parts, each with its share and its distance from what the machine allows.
+"""The time of each part of a training step, its share, and how far it is from what the machine allows.
 
     python -m benchmarks.step [--recipe cifar10/w-mse-2] [--device cuda] [--steps 20] [--profile]
 
-The images are noise in CIFAR-10's shape: speed does not depend on what they show. A part's floor is the
-longer of two times: the operations it must do at the speed of a large matrix product, and the fewest bytes
-it must move at the speed of a large copy, both measured in the same run (`benchmarks.ceilings`). With
---profile, the operators that take the step's time are listed too, and a trace for chrome://tracing is kept.
+The images are noise in CIFAR-10's shape, because speed does not depend on what they show. A part's floor is
+the longer of two times: its operations at the speed of a large matrix product, and the fewest bytes that it
+must move at the speed of a large copy. Both speeds are measured in the same run (`benchmarks.ceilings`). With
+--profile, the operators that take the most time are listed too, and a trace for chrome://tracing is written.
 """
 
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -20,11 +21,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import measuring
 from benchmarks.ceilings import copy_bandwidth, product_speed
 from wmse import machine
-from wmse.data import STATISTICS, ImageSet, view_batches
+from wmse.data import STATISTICS, ImageSet
 from wmse.numerics import settle
-from wmse.objectives import OBJECTIVES, Batch
+from wmse.objectives import compute_loss
 from wmse.recipes import get_recipe
-from wmse.run import Run, forward, start_run, train_step, update, wrapped
+from wmse.run import Run, start_run
 from wmse.views import make_views
 
 PARTS = ("data", "views", "forward", "loss", "backward", "optimiser")
@@ -38,12 +39,10 @@ def noise_images(count: int, device: torch.device, side: int = 32) -> ImageSet:
     return ImageSet("noise", images, labels, tuple("0123456789"), *STATISTICS["cifar10"]).to(device)
 
 
-def split_step(
-    run: Run, learner: nn.Module, images: ImageSet, index: Tensor, mark: Callable[[str], None]
-) -> None:
-    """What `train_step` does to a batch, in parts; `mark` is called with the name of each at its end.
+def split_step(run: Run, images: ImageSet, index: Tensor, mark: Callable[[str], None]) -> None:
+    """`run.step` on the images of `index`, in parts; `mark` is called with each part's name at its end.
 
-    The loss is cut off from the networks, so that its own forward and backward are one part.
+    The loss is detached from the networks, so that its own forward and backward pass are one part.
     """
     recipe = run.recipe
     batch, labels = images.images[index], images.labels[index]
@@ -51,23 +50,23 @@ def split_step(
     generator = run.generators["views"]
     views = make_views(batch, recipe.positives, images.mean, images.std, recipe.views, generator)
     mark("views")
-    outputs = forward(run, learner, views)
+    outputs = run.forward(views)
     mark("forward")
     run.optimizer.zero_grad()
     trained = {name: output for name, output in outputs._asdict().items() if output is not None}
     trained = {name: output for name, output in trained.items() if output.requires_grad}
     leaves = {name: output.detach().requires_grad_() for name, output in trained.items()}
-    batch = Batch(outputs._replace(**leaves), labels, run.generators["slices"])
-    run.scaler.scale(OBJECTIVES[recipe.method](batch, recipe)).backward()
+    loss = compute_loss(recipe, outputs._replace(**leaves), labels, run.generators["slices"])
+    run.scaler.scale(loss).backward()
     mark("loss")
     reached = [name for name, leaf in leaves.items() if leaf.grad is not None]
     torch.autograd.backward([trained[name] for name in reached], [leaves[name].grad for name in reached])
     mark("backward")
-    update(run)
+    run.update()
     mark("optimiser")
 
 
-def timed_parts(run: Run, learner: nn.Module, images: ImageSet, steps: int) -> dict[str, float]:
+def timed_parts(run: Run, images: ImageSet, steps: int) -> dict[str, float]:
     """Median seconds of each part over `steps` steps; on CUDA by events, so that nothing waits in between."""
     device, size = images.device, run.recipe.batch_size
     index = torch.arange(size, device=device)
@@ -83,7 +82,7 @@ def timed_parts(run: Run, learner: nn.Module, images: ImageSet, steps: int) -> d
                 marks.append(time.perf_counter())
 
         mark()
-        split_step(run, learner, images, index, mark)
+        split_step(run, images, index, mark)
         if device.type == "cuda":
             torch.cuda.synchronize()
         for part, start, end in zip(PARTS, marks, marks[1:], strict=False):
@@ -91,32 +90,34 @@ def timed_parts(run: Run, learner: nn.Module, images: ImageSet, steps: int) -> d
     return {part: statistics.median(values) for part, values in taken.items()}
 
 
-def whole_step(run: Run, learner: nn.Module, images: ImageSet, steps: int) -> float:
-    """Mean seconds of `train_step` with its views, as in training: the GPU is waited for once, at the end."""
-    recipe = run.recipe
-    order = torch.arange(recipe.batch_size, device=images.device).repeat(steps)
-    batches = view_batches(
-        images, order, recipe.positives, recipe.batch_size, recipe.views, run.generators["views"]
-    )
+def whole_step(run: Run, images: ImageSet, steps: int) -> float:
+    """Mean seconds of a step as `run.epoch` takes it, views included; the host waits for a GPU at the end."""
 
     def work() -> None:
-        for views, labels in batches:
-            train_step(run, learner, views, labels)
+        last = run.steps_taken + steps
+        while run.steps_taken < last:
+            for _ in islice(run.epoch(images), last - run.steps_taken):
+                pass
 
     return measuring.seconds(work, images.device) / steps
 
 
-def operations(run: Run, images: ImageSet) -> dict[str, float]:
-    """Floating-point operations a step that products and factorisations must do; the rest is not counted.
+def uncompiled(run: Run) -> Run:
+    """The same run with networks that counters and hooks can look into."""
+    return replace(run, recipe=replace(run.recipe, compile=False))
 
-    Nor are those of the views: a filter of a few pixels need not be a matrix product.
+
+def operations(run: Run, images: ImageSet) -> dict[str, float]:
+    """Floating-point operations per step of matrix products and factorisations; no others are counted.
+
+    The views count none, because a filter of a few pixels need not be a matrix product.
     """
     recipe = run.recipe
     d, n, k, side = recipe.positives, recipe.batch_size, recipe.embedding_dim, images.images.shape[-1]
-    few = 8  # images: enough to count what grows with their number
+    few = 8  # images; operations grow in proportion to their number
     views = torch.randn(d, few, 3, side, side, device=images.device)
     with FlopCounterMode(display=False) as counter:
-        outputs = forward(run, run.learner.train(), views)
+        outputs = uncompiled(run).forward(views)
         ahead = counter.get_total_flops()
         torch.autograd.backward([out.sum() for out in outputs if out is not None and out.requires_grad])
     behind = counter.get_total_flops() - ahead
@@ -132,7 +133,7 @@ def operations(run: Run, images: ImageSet) -> dict[str, float]:
 
 
 def fewest_bytes(run: Run, images: ImageSet) -> dict[str, float]:
-    """Bytes a step that each part must at least move between memory and processor, kernels fused at best.
+    """The fewest bytes per step that each part moves between memory and processor, with ideal fusion.
 
     Of a convolution or linear layer: forward, its input is read and its output written once (BatchNorm's sums
     taken in passing, its scaling and ReLU applied where the next layer reads). Backward, BatchNorm needs two
@@ -148,18 +149,18 @@ def fewest_bytes(run: Run, images: ImageSet) -> dict[str, float]:
         both = inputs[0].numel(), output.numel()
         sizes.append(both + (both if layer.weight.requires_grad else (0, 0)))
 
-    layers = [m for m in run.learner.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    layers = [m for m in run.networks.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     hooks = [layer.register_forward_hook(note) for layer in layers]
     few = 2
     with torch.no_grad():
-        forward(run, run.learner.train(), torch.randn(d, few, 3, side, side, device=images.device))
+        uncompiled(run).forward(torch.randn(d, few, 3, side, side, device=images.device))
     for hook in hooks:
         hook.remove()
     columns = (sum(column) * n / few * item for column in zip(*sizes, strict=True))
     read, written, read_again, written_again = columns
     size = recipe.views.size or side
     batch = n * 3 * side * side
-    parameters = sum(p.numel() for p in run.learner.parameters() if p.requires_grad)
+    parameters = sum(p.numel() for p in run.networks.parameters() if p.requires_grad)
     return {
         "data": 2 * batch,
         "views": batch + d * n * 3 * size * size * item,
@@ -170,14 +171,14 @@ def fewest_bytes(run: Run, images: ImageSet) -> dict[str, float]:
     }
 
 
-def table(run: Run, learner: nn.Module, images: ImageSet, steps: int, name: str) -> measuring.Table:
-    """Times the parts and the whole, and sets them beside their floors."""
+def table(run: Run, images: ImageSet, steps: int, name: str) -> measuring.Table:
+    """The times of the parts and of the whole step, beside their floors."""
     device = images.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    whole_step(run, learner, images, 2)  # warm: kernels chosen, memory taken
-    parts = timed_parts(run, learner, images, steps)
-    whole = whole_step(run, learner, images, steps)
+    whole_step(run, images, 2)  # warm: kernels chosen, memory taken
+    parts = timed_parts(run, images, steps)
+    whole = whole_step(run, images, steps)
     peak = machine.peak_memory_mb(device)
     speed = {dtype: product_speed(device, dtype) for dtype in {run.dtype, torch.float32}}
     bandwidth = copy_bandwidth(device)
@@ -217,15 +218,15 @@ def table(run: Run, learner: nn.Module, images: ImageSet, steps: int, name: str)
     )
 
 
-def profiled(run: Run, learner: nn.Module, images: ImageSet, steps: int, name: str, out) -> measuring.Table:
+def profiled(run: Run, images: ImageSet, steps: int, name: str, out) -> measuring.Table:
     """The operators that take the time of a step (on CUDA the kernels), and a trace in `out`."""
     from torch.profiler import ProfilerActivity, profile
 
     device = images.device
     on_gpu = device.type == "cuda"
-    whole_step(run, learner, images, 2)
+    whole_step(run, images, 2)
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as watch:
-        taken = whole_step(run, learner, images, steps)
+        taken = whole_step(run, images, steps)
     found = watch.key_averages()
     key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     if on_gpu:  # kernels, not the operators that launch them
@@ -276,16 +277,13 @@ def main(arguments: list[str] | None = None) -> None:
         recipe = get_recipe(name)
         steps = options.steps or (20 if on_gpu else 3 if recipe.width < 64 else 1)
         recipe = replace(recipe, batch_size=options.batch_size or recipe.batch_size, compile=options.compile)
-        images = noise_images(2 * recipe.batch_size, options.device)
+        images = noise_images(8 * recipe.batch_size, options.device)
         run = start_run(recipe, len(images), options.device)
-        learner = wrapped(run)
-        measuring.finish(table(run, learner, images, steps, name), options.device, options.out)
+        measuring.finish(table(run, images, steps, name), options.device, options.out)
         if options.profile:
-            measuring.finish(
-                profiled(run, learner, images, steps, name, options.out), options.device, options.out
-            )
+            measuring.finish(profiled(run, images, steps, name, options.out), options.device, options.out)
         settle()
-        del run, learner
+        del run
         if on_gpu:
             torch.cuda.empty_cache()
 

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import book, ceilings, loss, measuring, page, reference, step, views
 from wmse.recipes import get_recipe
-from wmse.run import start_run, train_step, wrapped
+from wmse.run import start_run
 from wmse.views import make_views
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,16 +32,15 @@ def test_the_parts_together_are_a_step_of_training(method):
     images = step.noise_images(256, CPU)
     index = torch.arange(128)
     split, whole = (start_run(recipe, len(images), CPU) for _ in range(2))
-    learners = [wrapped(run) for run in (split, whole)]
     marks = []
     for _ in range(2):
-        step.split_step(split, learners[0], images, index, marks.append)
+        step.split_step(split, images, index, marks.append)
         drawn = make_views(
             images.images[index], 2, images.mean, images.std, recipe.views, whole.generators["views"]
         )
-        train_step(whole, learners[1], drawn, images.labels[index])
-    assert marks == list(step.PARTS) * 2 and split.step == whole.step == 2
-    for one, other in zip(split.learner.parameters(), whole.learner.parameters(), strict=True):
+        whole.step(drawn, images.labels[index])
+    assert marks == list(step.PARTS) * 2 and split.steps_taken == whole.steps_taken == 2
+    for one, other in zip(split.networks.parameters(), whole.networks.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 

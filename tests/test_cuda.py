@@ -7,12 +7,11 @@ import torch
 
 from wmse import numerics as deferred
 from wmse import records, training
-from wmse import run as runs
-from wmse import run as steps
-from wmse.data import ImageSet, view_batches
+from wmse.data import ImageSet
 from wmse.losses import w_mse_loss
 from wmse.objectives import OBJECTIVES
 from wmse.recipes import RECIPES, get_recipe
+from wmse.run import start_run
 from wmse.views import make_views
 from wmse.whitening import WHITENING, SingularCovarianceError, whiten
 
@@ -76,8 +75,8 @@ def noise(monkeypatch):
 
     def load(name, split, root=None, device="cpu", limit=None):
         generator = torch.Generator().manual_seed(0)
-        images = torch.randint(0, 256, (1024, 3, 32, 32), dtype=torch.uint8, generator=generator)
-        labels = torch.arange(1024) % 10
+        images = torch.randint(0, 256, (2048, 3, 32, 32), dtype=torch.uint8, generator=generator)
+        labels = torch.arange(2048) % 10
         return ImageSet(name, images, labels, tuple("0123456789"), (0.5,) * 3, (0.2,) * 3).to(device)
 
     monkeypatch.setattr(training, "load", load)
@@ -86,15 +85,13 @@ def noise(monkeypatch):
 def test_a_training_step_makes_the_host_wait_for_nothing(request, noise):
     recipe = replace(get_recipe("cifar10/w-mse-2"), batch_size=256)
     images = training.load("cifar10", "train", device="cuda")
-    run = runs.start_run(recipe, len(images), torch.device("cuda"))
-    order = torch.arange(len(images), device="cuda").repeat(2)
-    batches = view_batches(images, order, 2, 256, recipe.views, run.generators["views"])
-    learner = steps.wrapped(run)
+    run = start_run(recipe, len(images), torch.device("cuda"))
+    steps = run.epoch(images)
     for _ in range(3):
-        steps.train_step(run, learner, *next(batches))
+        next(steps)
     request.getfixturevalue("synchronisation_is_an_error")
     for _ in range(3):
-        steps.train_step(run, learner, *next(batches))
+        next(steps)
 
 
 def test_a_recipe_trains_resumes_and_is_evaluated(noise, tmp_path):
@@ -116,12 +113,11 @@ def test_every_whitening_agrees_with_the_cpu(method):
 @pytest.mark.parametrize("method", OBJECTIVES)
 def test_every_method_takes_steps(method):
     recipe = next(recipe for name, recipe in RECIPES.items() if recipe.method == method and "digits" in name)
-    run = runs.start_run(recipe, 2048, torch.device("cuda"))
-    learner = steps.wrapped(run)
+    run = start_run(recipe, 2048, torch.device("cuda"))
     views = torch.randn(recipe.positives, recipe.batch_size, 3, 32, 32, device="cuda")
     labels = torch.randint(0, 10, (recipe.batch_size,), device="cuda")
     for _ in range(3):
-        loss, _ = steps.train_step(run, learner, views, labels)
+        loss, _ = run.step(views, labels)
     deferred.settle()
     assert bool(loss.isfinite())
 

@@ -15,10 +15,9 @@ import torch.multiprocessing as multiprocessing
 from torch import nn
 
 from wmse import distributed, records
-from wmse import run as runs
-from wmse import run as steps
-from wmse.objectives import OBJECTIVES, WHOLE_BATCH, Batch
+from wmse.objectives import OBJECTIVES, WHOLE_BATCH, compute_loss
 from wmse.recipes import get_recipe
+from wmse.run import start_run
 from wmse.training import check_recipe
 
 SMALL = {"epochs": 4, "batch_size": 64, "slice_size": 16, "embedding_dim": 8, "projector_width": 16}
@@ -52,7 +51,7 @@ def inputs(recipe):
 
 
 def gradient(run):
-    return torch.cat([p.grad.flatten() for p in run.learner.parameters() if p.grad is not None])
+    return torch.cat([p.grad.flatten() for p in run.networks.parameters() if p.grad is not None])
 
 
 def joined(rank, folder):
@@ -73,12 +72,11 @@ def two(rank, folder):
     joined(rank, folder)
     for method, positives in CASES:
         recipe = recipe_for(method, positives)
-        run = runs.start_run(recipe, 2048, torch.device("cpu"))
-        learner = steps.wrapped(run)
-        frozen(learner)
+        run = start_run(recipe, 2048, torch.device("cpu"))
+        frozen(run.model)
         views, labels = inputs(recipe)
         own = distributed.share(torch.arange(recipe.batch_size), recipe.batch_size)
-        loss, _ = steps.batch_loss(run, learner, views[:, own], labels[own])
+        loss, _ = run.loss(views[:, own], labels[own])
         loss.backward()
         found = gradient(run), distributed.mean(loss.detach())
         torch.save(found, f"{folder}/{method}-{positives}-{rank}.pt")
@@ -96,21 +94,19 @@ def of_two(tmp_path_factory):
 def one(method, positives):
     """One process on the same slices: each half drawn by the generator of the process that had it."""
     recipe = recipe_for(method, positives)
-    run = runs.start_run(recipe, 2048, torch.device("cpu"))
-    frozen(run.learner.train())
+    run = start_run(recipe, 2048, torch.device("cpu"))
+    frozen(run.networks.train())
     views, labels = inputs(recipe)
-    outputs = run.learner(list(views))
+    outputs = run.networks(list(views))
     if method in WHOLE_BATCH:
-        loss = OBJECTIVES[method](Batch(outputs, labels, run.generators["slices"]), recipe)
+        loss = compute_loss(recipe, outputs, labels, run.generators["slices"])
     else:
         halves = []
         for rank in (0, 1):
             rows = slice(32 * rank, 32 * rank + 32)
             part = type(outputs)(*(t if t is None else t[:, rows] for t in outputs))
             seed = run.generators["slices"].initial_seed() + (rank << 32)
-            halves.append(
-                OBJECTIVES[method](Batch(part, labels[rows], torch.Generator().manual_seed(seed)), recipe)
-            )
+            halves.append(compute_loss(recipe, part, labels[rows], torch.Generator().manual_seed(seed)))
         loss = torch.stack(halves).mean()
     loss.backward()
     return gradient(run), loss.detach()
@@ -145,7 +141,7 @@ def alone(rank, folder):
         distributed.first_before_others(lambda: fail(FileExistsError("it is there")))
     assert float(distributed.mean(torch.tensor(float(rank)))) == 0.5
     recipe = recipe_for("w-mse")
-    run = runs.start_run(recipe, 100, torch.device("cpu"))
+    run = start_run(recipe, 100, torch.device("cpu"))
     with pytest.raises(ValueError, match="written by 1 process.*now there are 2"):
         run.load_state_dict({"own": [{}]})
     with pytest.raises(ValueError, match="batch_size = 33 images cannot be shared equally by 2"):
@@ -185,18 +181,19 @@ SCRIPT = """
     from dataclasses import replace
     from wmse import training
     from wmse.recipes import get_recipe
+    from wmse.run import Run
 
     training.CHECKPOINT_SECONDS = -1.0
     training.evaluate = lambda *_: {"linear_top1": 0.0}
     recipe = replace(get_recipe("digits/w-mse-2"), precision="float32", epochs=4, batch_size=64,
                      slice_size=32, embedding_dim=8, projector_width=16)
-    original = training.train_step
+    original = Run.step
 
     def slow(*arguments):
         time.sleep(float(sys.argv[2]))
         return original(*arguments)
 
-    training.train_step = slow
+    Run.step = slow
     training.train("digits/w-mse-2", sys.argv[1], recipe, limit=200, resume="--resume" in sys.argv)
 """
 

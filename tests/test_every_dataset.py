@@ -9,11 +9,11 @@ from test_sets import lay_out, small_cifar, small_cifar100, small_stl10  # noqa:
 from torchvision.datasets import CIFAR10, CIFAR100, STL10
 
 from wmse import records, training
-from wmse import run as runs
 from wmse.data import load
 from wmse.data.folders import IMAGENET100
 from wmse.evaluation import features, project
 from wmse.recipes import RECIPES, get_recipe
+from wmse.run import load_networks
 from wmse.training import train
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*the published set")  # these are parts of it
@@ -62,7 +62,7 @@ def test_every_recipe_of_a_data_set_takes_a_step(root, request, tmp_path, monkey
         images = record.images["train"]
         assert record.steps == (images // recipe.batch_size if recipe.epochs else 0), name
         if recipe.encoder == "resnet18":
-            encoder, projector = runs.load_networks(out, recipe)
+            encoder, projector = load_networks(out, recipe)
             rows = features(encoder, load(dataset, "test", root).first(2))
             assert rows.shape == (2, 128) and len(project(projector, rows)) == 2
             assert next(load(dataset, "test", root).first(2).batches(2)).shape == (2, 3, side, side)

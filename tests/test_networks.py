@@ -8,9 +8,9 @@ from torch import nn
 
 from wmse.networks import (
     ENCODERS,
-    Learner,
+    Networks,
     build_encoder,
-    build_learner,
+    build_networks,
     build_projector,
     embed,
     target_momentum,
@@ -113,45 +113,44 @@ def test_embeddings_keep_the_order_of_views_and_images():
 
 def byol():
     torch.manual_seed(0)
-    return build_learner(get_recipe("digits/byol"), classes=10)
+    return build_networks(get_recipe("digits/byol"))
 
 
 def test_byols_projector_and_predictor_see_one_view_at_a_time():
-    learner, seen = byol(), []
-    networks = [learner.projector, learner.predictor, learner.target[1]]
-    for network in networks:
+    networks, seen = byol(), []
+    for network in (networks.projector, networks.predictor, networks.target[1]):
         network[1].register_forward_pre_hook(lambda _module, inputs: seen.append(len(inputs[0])))
-    outputs = learner([torch.randn(6, 3, 32, 32) for _ in range(3)])
+    outputs = networks([torch.randn(6, 3, 32, 32) for _ in range(3)])
     assert seen == [6] * 9
     assert [tensor.shape for tensor in outputs] == [(3, 6, 32)] * 3
 
 
 def test_the_target_starts_as_a_copy_gets_no_gradient_and_follows():
-    learner = byol().train()
+    networks = byol().train()
     views = [torch.randn(6, 3, 32, 32) for _ in range(2)]
-    outputs = learner(views)
+    outputs = networks(views)
     torch.testing.assert_close(outputs.targets, outputs.embeddings)  # the same networks so far
     assert not outputs.targets.requires_grad
-    assert not any(parameter.requires_grad for parameter in learner.target.parameters())
+    assert not any(parameter.requires_grad for parameter in networks.target.parameters())
 
-    before = [parameter.clone() for parameter in learner.target.parameters()]
-    online = [*learner.encoder.parameters(), *learner.projector.parameters()]
+    before = [parameter.clone() for parameter in networks.target.parameters()]
+    online = [*networks.encoder.parameters(), *networks.projector.parameters()]
     with torch.no_grad():
         for parameter in online:
             parameter.add_(1.0)
-    learner.follow(0.9)
-    for old, new, source in zip(before, learner.target.parameters(), online, strict=True):
+    networks.follow(0.9)
+    for old, new, source in zip(before, networks.target.parameters(), online, strict=True):
         torch.testing.assert_close(new, 0.9 * old + 0.1 * source)
 
 
 def test_the_targets_batchnorm_keeps_statistics_of_its_own():
-    learner = byol().train()
-    learner([torch.randn(6, 3, 32, 32) + 5 for _ in range(2)])
-    own, followed = learner.target[0][1], learner.encoder[1]
+    networks = byol().train()
+    networks([torch.randn(6, 3, 32, 32) + 5 for _ in range(2)])
+    own, followed = networks.target[0][1], networks.encoder[1]
     assert own.training and int(own.num_batches_tracked) == 2
     with torch.no_grad():
         followed.running_mean.fill_(7.0)
-    learner.follow(0.0)
+    networks.follow(0.0)
     assert float(own.running_mean.max()) < 7
 
 
@@ -162,19 +161,19 @@ def test_target_momentum_rises_along_a_cosine():
 
 
 def test_other_methods_have_no_predictor_and_supervision_a_classifier():
-    assert build_learner(get_recipe("digits/w-mse-2"), 10).target is None
-    learner = build_learner(get_recipe("digits/supervised"), 7)
-    assert isinstance(learner, Learner) and isinstance(learner.projector, nn.Linear)
-    assert learner([torch.randn(2, 3, 32, 32)]).embeddings.shape == (1, 2, 7)
+    assert build_networks(get_recipe("digits/w-mse-2")).target is None
+    networks = build_networks(get_recipe("digits/supervised"), 7)
+    assert isinstance(networks, Networks) and isinstance(networks.projector, nn.Linear)
+    assert networks([torch.randn(2, 3, 32, 32)]).embeddings.shape == (1, 2, 7)
 
 
 def test_the_projector_sees_one_view_at_a_time_where_a_recipe_asks_for_it():
     views = [torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)]
     recipe = get_recipe("digits/w-mse-2")
     for per_view in (False, True):
-        learner = build_learner(replace(recipe, projector_per_view=per_view), 10)
-        outputs = learner(views)
-        assert learner.projector[1].num_batches_tracked == 1 + per_view
-        features = [learner.encoder(view) for view in views]
-        alone = torch.stack([learner.projector(rows) for rows in features])
+        networks = build_networks(replace(recipe, projector_per_view=per_view))
+        outputs = networks(views)
+        assert networks.projector[1].num_batches_tracked == 1 + per_view
+        features = [networks.encoder(view) for view in views]
+        alone = torch.stack([networks.projector(rows) for rows in features])
         assert torch.allclose(outputs.embeddings, alone, atol=1e-5) == per_view

@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from wmse import records, training
 from wmse import run as runs
 from wmse.recipes import get_recipe
-from wmse.training import DivergenceError, learning_rate, train
+from wmse.run import DivergenceError, Run, learning_rate
+from wmse.training import train
 
 SMALL = {"epochs": 3, "batch_size": 64, "slice_size": 32, "embedding_dim": 8, "projector_width": 16}
 TINY = replace(get_recipe("digits/w-mse-2"), precision="float32", **SMALL)  # 3 epochs of 3 steps at limit 200
@@ -50,14 +51,14 @@ def same_weights(first, second):
 
 def stop_after(monkeypatch, step, error):
     """Let training raise `error` in the step after `step`."""
-    original = training.train_step
+    original = Run.step
 
-    def limited(run, *rest):
-        if run.step == step:
+    def limited(run, views, labels):
+        if run.steps_taken == step:
             raise error
-        return original(run, *rest)
+        return original(run, views, labels)
 
-    monkeypatch.setattr(training, "train_step", limited)
+    monkeypatch.setattr(Run, "step", limited)
 
 
 def test_a_run_leaves_a_record_a_row_an_epoch_and_its_networks(alone):
@@ -129,14 +130,15 @@ SCRIPT = """
 import sys
 from dataclasses import replace
 from wmse import training
+from wmse.run import Run
 from tests.test_training import NAME, TINY
 training.CHECKPOINT_SECONDS = -1.0
 training.evaluate = lambda *_: {}
-original = training.train_step
-def slow(run, *rest):
-    print("step", run.step, flush=True)
-    return original(run, *rest)
-training.train_step = slow
+original = Run.step
+def slow(run, views, labels):
+    print("step", run.steps_taken, flush=True)
+    return original(run, views, labels)
+Run.step = slow
 training.train(NAME, sys.argv[1], replace(TINY, epochs=3), limit=200, resume=True)
 """
 
@@ -190,16 +192,16 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(method, tmp
     record = records.read_record(tmp_path / "run")
     assert record.status == "failed" and "DivergenceError" in record.error
     state = runs.load_checkpoint(tmp_path / "run")
-    assert state is None or all(tensor.isfinite().all() for tensor in state["learner"].values())
+    assert state is None or all(tensor.isfinite().all() for tensor in state["networks"].values())
 
 
 def test_a_checkpoint_is_never_made_of_weights_that_are_not_finite(tmp_path):
     run = runs.start_run(TINY, 200, torch.device("cpu"))
-    training._save(run, tmp_path)
+    runs.save_checkpoint(run, tmp_path)
     good = (tmp_path / "checkpoint.pt").read_bytes()
     next(run.encoder.parameters()).data[0] = float("nan")
     with pytest.raises(DivergenceError, match="weights"):
-        training._save(run, tmp_path)
+        runs.save_checkpoint(run, tmp_path)
     assert (tmp_path / "checkpoint.pt").read_bytes() == good
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt"]
 

@@ -1,7 +1,7 @@
-"""Several processes as one run: started by torchrun, each with its share of every batch.
+"""Several processes, started by torchrun, that train one run: each has its share of every batch.
 
-A process alone needs none of this: every function here then does nothing, or the obvious. The first process
-(rank 0) writes the record; what it alone decides reaches the others by `from_first`.
+In a single process every function here does nothing, or the obvious. Rank 0 writes the record and decides;
+`from_first` passes its decisions to the others.
 """
 
 import os
@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-PATIENCE = timedelta(hours=24)  # that processes wait for each other: the first may download a set for hours
+TIMEOUT = timedelta(hours=24)  # for processes that wait for each other: rank 0 may download a set for hours
 
 
 def rank() -> int:
@@ -28,7 +28,7 @@ def size() -> int:
 
 
 def launcher() -> list[str]:
-    """The words of the command line that start these processes: python, or torchrun with their numbers."""
+    """The command line's first words: python, or torchrun with its numbers of machines and processes."""
     if size() == 1:
         return ["python"]
     machines, each = os.environ.get("GROUP_WORLD_SIZE", "1"), os.environ.get("LOCAL_WORLD_SIZE", str(size()))
@@ -36,7 +36,7 @@ def launcher() -> list[str]:
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The device of that name; None means CUDA where there is any. ValueError for one that is not there."""
+    """The device of that name; None means CUDA if there is any. ValueError if it cannot be used."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
@@ -48,17 +48,11 @@ def choose_device(name: str | None) -> torch.device:
 
 @contextmanager
 def joined(device: str | None = None) -> Iterator[torch.device]:
-    """Join the other processes, if torchrun has started this one, and part from them at the end.
+    """Join the other processes, if torchrun has started this one, and leave them at the end.
 
-    Gradients travel by NCCL on CUDA and by gloo on CPUs; what the hosts agree on always goes by gloo, so that
-    no GPU is waited for.
-
-    Args:
-        device: "cpu", "cuda", ...; None means CUDA where there is any. Each process of a machine gets a GPU
-            of its own.
-
-    Yields:
-        The device of this process.
+    Yields this process's device. `device` is "cpu", "cuda", ...; None means CUDA if there is any. Under
+    torchrun each process of a machine gets a GPU of its own. NCCL exchanges gradients on CUDA, gloo on CPUs;
+    the hosts' own messages always go by gloo, so that none of them waits for a GPU.
     """
     where = choose_device(device)
     if "TORCHELASTIC_RUN_ID" not in os.environ:
@@ -67,16 +61,16 @@ def joined(device: str | None = None) -> Iterator[torch.device]:
     if where.type == "cuda":
         where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(where)
-    if dist.is_initialized():  # by whoever called
+    if dist.is_initialized():  # by the caller
         yield where
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo", timeout=TIMEOUT)
     yield where
-    dist.destroy_process_group()  # not after an error: the others may be gone, and torchrun ends them
+    dist.destroy_process_group()  # left out after an error: others may be gone, and torchrun ends the rest
 
 
 def any_of(*flags: bool) -> list[bool]:
-    """Which flags are set in any process. All processes must ask, and wait for each other's answer."""
+    """For each flag whether any process has set it. All processes must call, and wait for each other."""
     if size() == 1:
         return list(flags)
     tensor = torch.tensor(flags, dtype=torch.uint8)
@@ -85,10 +79,7 @@ def any_of(*flags: bool) -> list[bool]:
 
 
 def from_first(decide: Callable[[], Any]) -> Any:
-    """What `decide` returns in the first process, which alone calls it; any object that can be pickled.
-
-    What it raises is raised in all processes; in the others as ToldByFirst.
-    """
+    """The picklable object that `decide` returns on rank 0; if it raises there, ToldByFirst on the others."""
     if size() == 1:
         return decide()
     answer: list[Any] = [None, None]
@@ -105,18 +96,18 @@ def from_first(decide: Callable[[], Any]) -> Any:
 
 
 class ToldByFirst(RuntimeError):
-    """The first process failed, and has said why: this one need not say it again."""
+    """Raised on ranks > 0 when rank 0 failed; rank 0 reports the reason."""
 
 
 def first_before_others(work: Callable[[], Any]) -> Any:
-    """What `work` returns here; the first process does it before the others, who find what it downloads."""
+    """The result of `work`, done by rank 0 first, so that the others find what it downloaded."""
     done: list[Any] = []
     from_first(lambda: done.append(work()))
     return done[0] if done else work()
 
 
 def from_all(own: Any) -> list[Any]:
-    """Each process's object, in their order; any that can be pickled."""
+    """The picklable object `own` of every process, in the order of their ranks."""
     if size() == 1:
         return [own]
     answers: list[Any] = [None] * size()
@@ -125,7 +116,7 @@ def from_all(own: Any) -> list[Any]:
 
 
 def mean(tensor: Tensor) -> Tensor:
-    """The mean over processes, element by element."""
+    """The elementwise mean of a tensor over processes."""
     if size() == 1:
         return tensor
     total = tensor.detach().clone()
@@ -134,24 +125,20 @@ def mean(tensor: Tensor) -> Tensor:
 
 
 def share(order: Tensor, batch_size: int) -> Tensor:
-    """This process's part of an epoch's order: of each batch of `batch_size` images, its own run of images.
+    """This process's images in an epoch's order, int64 (images,), which is the same in all processes.
 
-    The batch is that of one process alone: rank r of w has images r n/w ... (r + 1) n/w - 1 of it. An
-    incomplete last batch is dropped.
-
-    Args:
-        order: (images,) int64, the same in all processes.
+    Rank r of w takes images r n/w ... (r + 1) n/w - 1 of each batch of n = `batch_size`, so the batches are
+    those of a single process. An incomplete last batch is dropped.
     """
     whole = len(order) // batch_size * batch_size
     return order[:whole].view(-1, size(), batch_size // size())[:, rank()].flatten()
 
 
 def gather_images(embeddings: Tensor) -> Tensor:
-    """All processes' embeddings, (d, n, k) from each to (d, size * n, k), differentiable.
+    """Embeddings (d, n, k) of every process as (d, size * n, k), in the order of the batch; differentiable.
 
-    The images come in the order of the batch. Each process then computes the same loss; since the gradient
-    that reaches a process's own part is the sum of what all of them send it, size times the gradient of one
-    loss, and gradients of parameters are averaged over processes, they are those of one process alone.
+    Each process then computes the same loss. The gradient of its own embeddings is the sum over processes,
+    `size` times that of one loss; DDP's mean over processes divides by `size` again.
     """
     return _Gather.apply(embeddings) if size() > 1 else embeddings
 

@@ -1,4 +1,4 @@
-"""Encoder and projector, images -> features (evaluated) -> embeddings (trained on), and what BYOL adds."""
+"""Encoder (images -> features, which are evaluated), projector (features -> embeddings), BYOL's target."""
 
 import copy
 import math
@@ -15,20 +15,20 @@ from wmse.recipes import Recipe
 def build_encoder(
     name: str, stem: str = "32px", width: int = 64, zero_init_residual: bool = False
 ) -> nn.Module:
-    """An encoder by name; its `out_features` says how many features an image gets.
+    """An encoder by name. Its `out_features` is the number of features per image.
 
-    "resnet18": torchvision's, 8 * `width` features, with a stem for the size of the images. "small": three
-    convolutions and a linear layer for `digits`, which two CPU cores train in a minute; 256 features.
-    "pixels": the normalised image itself, three features a pixel; the floor to beat.
+    "resnet18": torchvision's, with 8 * `width` features. "small": three convolutions and a linear layer for
+    `digits`, 256 features; two CPU cores train it in a minute. "pixels": the normalised image of 32 pixels
+    itself, a baseline without learning.
 
     Args:
-        stem: of resnet18, the paper's. "32px" (CIFAR): a 3x3 convolution of stride 1 in place of the 7x7, no
-            max-pooling; "64px" (STL-10, Tiny ImageNet): the same with it; "224px": torchvision's own.
+        stem: first layers of resnet18, as in the paper. "32px" (CIFAR): a 3x3 convolution of stride
+            1 in place of the 7x7, no max-pooling; "64px" (STL-10, Tiny ImageNet): the same with max-pooling;
+            "224px": torchvision's own.
         width: channels of resnet18's first stage, 64 in the paper.
         zero_init_residual: start resnet18's residual branches at zero.
 
-    Raises:
-        ValueError: an unknown name or stem, or a width below 1.
+    ValueError for an unknown name or stem, or a width below 1.
     """
     if name not in ENCODERS:
         raise ValueError(f"unknown encoder {name!r}; there are: {', '.join(ENCODERS)}")
@@ -46,18 +46,17 @@ def _resnet18(stem: str, width: int, zero_init_residual: bool) -> nn.Module:
         raise ValueError(f"width must be at least 1 channel; got {width}")
 
     class Slim(ResNet):
-        """torchvision's ResNet with all numbers of channels times width / 64."""
+        """torchvision's ResNet with every number of channels multiplied by width / 64."""
 
         def _make_layer(self, block, planes, *arguments, **options):
-            if planes == 64:  # the first stage: what the stem puts out
+            if planes == 64:  # the first stage reads the stem's output
                 self.inplanes = width
             return super()._make_layer(block, planes * width // 64, *arguments, **options)
 
     network = Slim(BasicBlock, [2, 2, 2, 2], zero_init_residual=zero_init_residual)
-    if stem != "224px":
-        network.conv1 = nn.Conv2d(3, width, kernel_size=3, stride=1, padding=1, bias=False)
-    elif width != 64:
-        network.conv1 = nn.Conv2d(3, width, kernel_size=7, stride=2, padding=3, bias=False)
+    kernel, stride = (7, 2) if stem == "224px" else (3, 1)
+    if (stem, width) != ("224px", 64):
+        network.conv1 = nn.Conv2d(3, width, kernel, stride, padding=kernel // 2, bias=False)
     if width != 64:
         network.bn1 = nn.BatchNorm2d(width)
     if stem == "32px":
@@ -72,7 +71,7 @@ def _small() -> nn.Module:
         convolution = nn.Conv2d(inputs, outputs, kernel, stride=2, padding=kernel // 2, bias=False)
         return [convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
 
-    # 32 pixels to 4. A digit is told by where its strokes are, so they are not averaged away at the end.
+    # 32 pixels to 4. The position of strokes tells digits apart, so no pooling averages over positions.
     convolutions = [*halve(3, 32, 5), *halve(32, 64, 3), *halve(64, 128, 3)]
     head = [nn.Linear(128 * 4 * 4, 256, bias=False), nn.BatchNorm1d(256), nn.ReLU(inplace=True)]
     network = nn.Sequential(*convolutions, nn.Flatten(), *head)
@@ -82,7 +81,7 @@ def _small() -> nn.Module:
 
 def _pixels() -> nn.Module:
     network = nn.Sequential(nn.Flatten())
-    network.out_features = 3 * 32 * 32  # of a CIFAR image; nothing is built upon it
+    network.out_features = 3 * 32 * 32
     return network
 
 
@@ -93,16 +92,15 @@ STEMS = ("32px", "64px", "224px")
 def build_projector(
     inputs: int, width: int, outputs: int, batchnorm: bool = True, output_batchnorm: bool = False
 ) -> nn.Sequential:
-    """Linear, BatchNorm, ReLU, Linear, as in the official code (there 512, 1024, 64 on CIFAR-10).
+    """Linear, BatchNorm, ReLU, Linear, as in the official code (512, 1024, 64 units on CIFAR-10).
 
-    Without `batchnorm` the hidden layer has none; `output_batchnorm` adds an affine one at the end (SimCLR).
-    BYOL's predictor has the same form.
+    Also BYOL's predictor. `batchnorm`: whether the hidden layer has one. `output_batchnorm`: an affine
+    BatchNorm at the end (SimCLR).
     """
     hidden = [nn.BatchNorm1d(width)] if batchnorm else []
     end = [nn.BatchNorm1d(outputs)] if output_batchnorm else []
-    return nn.Sequential(
-        nn.Linear(inputs, width), *hidden, nn.ReLU(inplace=True), nn.Linear(width, outputs), *end
-    )
+    layers = [nn.Linear(inputs, width), *hidden, nn.ReLU(inplace=True), nn.Linear(width, outputs), *end]
+    return nn.Sequential(*layers)
 
 
 def embed(
@@ -110,9 +108,9 @@ def embed(
 ) -> Tensor:
     """Embeddings (d, n, k) of d views, each (n, 3, h, w).
 
-    What BatchNorm sees changes results, so it is as in the official code: the encoder takes one view at a
-    time (its running statistics move d times a step), the projector all views together, or
-    `one_view_at_a_time` too, as in BYOL.
+    The images that BatchNorm sees together change the results, so they are those of the official code: the
+    encoder takes one view at a time (its running statistics move d times per step), the projector takes all
+    views together, or one view at a time as in BYOL.
     """
     features = [encoder(view) for view in views]
     if one_view_at_a_time:
@@ -121,20 +119,19 @@ def embed(
 
 
 class Outputs(NamedTuple):
-    """What the networks make of d views of n images."""
+    """Outputs of the networks for d views of n images."""
 
-    embeddings: Tensor  # (d, n, k); for supervised training class scores, k classes
-    predictions: Tensor | None = None  # (d, n, k), BYOL's
-    targets: Tensor | None = None  # (d, n, k), BYOL's, without a gradient
+    embeddings: Tensor  # (d, n, k); in supervised training the scores of k classes
+    predictions: Tensor | None = None  # (d, n, k), BYOL only
+    targets: Tensor | None = None  # (d, n, k), BYOL only, without gradient
 
 
-class Learner(nn.Module):
-    """All networks of a run as one module, so that they are compiled, or spread over processes, as one.
+class Networks(nn.Module):
+    """All networks of a run as one module, which is compiled or wrapped by DDP as a whole.
 
-    encoder and projector always; BYOL also has a predictor, and a target: a second encoder and projector
-    whose parameters follow the first two's (`follow`) and whose BatchNorm stays in training mode, with
-    statistics of its own, as in the official code. `per_view`: the projector takes one view at a time, as
-    BYOL's always does.
+    BYOL adds a predictor, and a target: a copy of encoder and projector whose parameters follow theirs
+    (`follow`), and whose BatchNorm stays in training mode with statistics of its own, as in the official
+    code. `per_view`: the projector takes one view at a time, as BYOL's always does.
     """
 
     def __init__(
@@ -153,7 +150,7 @@ class Learner(nn.Module):
             self.target = target.requires_grad_(False)
 
     def forward(self, views: list[Tensor]) -> Outputs:
-        """Outputs for d views, each (n, 3, h, w)."""
+        """Outputs for a list of d views, each (n, 3, h, w)."""
         if self.predictor is None:
             return Outputs(embed(self.encoder, self.projector, views, self.per_view))
         embeddings = embed(self.encoder, self.projector, views, one_view_at_a_time=True)
@@ -164,32 +161,29 @@ class Learner(nn.Module):
 
     @torch.no_grad()
     def follow(self, momentum: float) -> None:
-        """Move the target's parameters: momentum * target + (1 - momentum) * online. Buffers stay apart."""
+        """Set the target's parameters to momentum * target + (1 - momentum) * online; leave its buffers."""
         online = [*self.encoder.parameters(), *self.projector.parameters()]
         get_ema_multi_avg_fn(momentum)(list(self.target.parameters()), online, None)
 
 
 def target_momentum(first: float, progress: float) -> float:
-    """BYOL's momentum at a share `progress` of the training, rising from `first` to 1 along a cosine.
+    """BYOL's momentum, from `first` to 1 along a cosine (Grill et al., 2020, Sec. 3.2).
 
-    The official code takes progress = epoch / epochs, so it rises in steps (Grill et al., 2020, Sec. 3.2).
+    `progress` goes from 0 to 1; the official code takes epoch / epochs, once per epoch.
     """
     return 1 - (1 - first) * (math.cos(math.pi * progress) + 1) / 2
 
 
-def build_learner(recipe: Recipe, classes: int) -> Learner:
-    """The networks of a recipe, fresh.
-
-    For supervised training the projector is a linear classifier; pixels are their own embedding.
-    """
+def build_networks(recipe: Recipe, classes: int = 10) -> Networks:
+    """Untrained networks. A supervised projector is a linear classifier; pixels are their own embeddings."""
     encoder = build_encoder(recipe.encoder, recipe.stem, recipe.width, recipe.zero_init_residual)
     if recipe.method == "supervised":
-        return Learner(encoder, nn.Linear(encoder.out_features, classes))
+        return Networks(encoder, nn.Linear(encoder.out_features, classes))
     if recipe.encoder == "pixels":
-        return Learner(encoder, nn.Identity())
+        return Networks(encoder, nn.Identity())
     width, k = recipe.projector_width, recipe.embedding_dim
     projector = build_projector(
         encoder.out_features, width, k, recipe.projector_batchnorm, recipe.output_batchnorm
     )
     predictor = build_projector(k, width, k) if recipe.method == "byol" else None
-    return Learner(encoder, projector, predictor, recipe.projector_per_view)
+    return Networks(encoder, projector, predictor, recipe.projector_per_view)

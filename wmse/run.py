@@ -1,9 +1,11 @@
-"""The state of a run while it trains, and checkpoints of it that survive whatever stops the run."""
+"""A run while it trains: networks, optimiser, random generators and schedule; its steps and checkpoints."""
 
 import inspect
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,125 +15,225 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from wmse import distributed
-from wmse.networks import Learner, Outputs, build_learner, target_momentum
-from wmse.numerics import require, resolve_precision
-from wmse.objectives import OBJECTIVES, WHOLE_BATCH, Batch
+from wmse.data import ImageSet, StreamedSet, view_batches
+from wmse.networks import Networks, Outputs, build_networks, target_momentum
+from wmse.numerics import require, resolve_precision, settle
+from wmse.objectives import WHOLE_BATCH, compute_loss
 from wmse.recipes import Recipe
 
 CHECKPOINTS = ("checkpoint.pt", "checkpoint.previous.pt")  # newest first
-STATEFUL = ("learner", "optimizer", "scaler")
-PLAIN = ("order", "step", "seconds", "epoch_seconds")
+NETWORKS = ("encoder", "projector")  # saved at the end, each as NAME.safetensors
+STATEFUL = ("networks", "optimizer", "scaler")  # fields of Run with a state dict
+PLAIN = ("order", "steps_taken", "seconds", "epoch_start")  # fields of Run saved as they are
+
+
+class DivergenceError(ArithmeticError):
+    """The embeddings, the loss or the weights became NaN or infinite."""
 
 
 @dataclass
 class Run:
-    """All that changes while a recipe trains; a checkpoint holds its state dict."""
+    """Everything that changes while a recipe trains, made by `start_run`. A checkpoint is its state dict."""
 
     recipe: Recipe
-    dtype: torch.dtype  # of autocast; float32 is none
-    learner: Learner
+    device: torch.device
+    dtype: torch.dtype  # of the networks under autocast; float32 means no autocast
+    networks: Networks
     optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler
-    generators: dict[str, torch.Generator]  # of the batches (on the CPU), the views and the slices
+    scaler: torch.amp.GradScaler  # scales the loss in float16, otherwise does nothing
+    generators: dict[str, torch.Generator]  # "batches" (on the CPU), "views" and "slices" (on the device)
     steps_per_epoch: int
-    order: Tensor  # of the images in this epoch
-    loss_sum: Tensor  # of this epoch's steps so far
-    step: int = 0  # steps behind us
-    seconds: float = 0.0  # of training behind us, earlier sittings included
-    epoch_seconds: float = 0.0  # those of this epoch
-
-    @property
-    def memory_format(self) -> torch.memory_format:
-        """Channels last, which CPUs and tensor cores like best; float32 on a GPU does without."""
-        plain = self.dtype == torch.float32 and self.loss_sum.is_cuda
-        return torch.contiguous_format if plain else torch.channels_last
+    order: Tensor  # (images,) int64 on the CPU: the order of the images in this epoch
+    loss_sum: Tensor  # scalar on the device: this process's losses in this epoch, summed
+    steps_taken: int = 0  # optimiser steps, including before a resume
+    seconds: float = 0.0  # of training, including before a resume; `train` counts them
+    epoch_start: float = 0.0  # `seconds` when this epoch began
 
     @property
     def encoder(self) -> nn.Module:
-        return self.learner.encoder
+        return self.networks.encoder
 
     @property
     def projector(self) -> nn.Module:
-        return self.learner.projector
+        return self.networks.projector
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """Channels last, which is faster on CPUs and tensor cores; contiguous for float32 on a GPU."""
+        contiguous = self.dtype == torch.float32 and self.device.type == "cuda"
+        return torch.contiguous_format if contiguous else torch.channels_last
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The networks in training mode, wrapped for several processes and compiled as the recipe asks.
+
+        It shares its weights with `networks`. Each process keeps BatchNorm's running statistics of its own
+        images; rank 0's are saved. All processes must ask for the model at the same time.
+        """
+        model: nn.Module = self.networks.train()
+        if distributed.size() > 1:
+            options = inspect.signature(DistributedDataParallel).parameters
+            buffers = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
+            model = DistributedDataParallel(model, gradient_as_bucket_view=True, **{buffers: False})
+        return torch.compile(model) if self.recipe.compile else model
+
+    def epoch(self, images: ImageSet | StreamedSet) -> Iterator[tuple[Tensor, Tensor]]:
+        """Take the steps that remain of this epoch, and yield each one's loss and embeddings as `step` does.
+
+        An epoch begins by drawing the order of the training images, the same in all processes. A run resumed
+        in mid-epoch goes on with the order, the views and the sum of losses that it had.
+        """
+        recipe = self.recipe
+        epoch, first = divmod(self.steps_taken, self.steps_per_epoch)
+        if first == 0:
+            self.order = torch.randperm(len(images), generator=self.generators["batches"])
+            self.loss_sum, self.epoch_start = torch.zeros_like(self.loss_sum), self.seconds
+        self.model.train()
+        own = distributed.share(self.order, recipe.batch_size)
+        shape = recipe.positives, recipe.batch_size // distributed.size(), recipe.views
+        seed = recipe.seed * recipe.epochs + epoch
+        for views, labels in view_batches(images, own, *shape, self.generators["views"], first, seed):
+            loss, embeddings = self.step(views, labels)
+            self.loss_sum += loss
+            yield loss, embeddings
+
+    def step(self, views: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """One optimiser step on this process's part of a batch; its loss, and embeddings (d, n, k) float32.
+
+        Both are detached and on the device. Nothing here makes the host wait for a GPU: DivergenceError and
+        SingularCovarianceError are raised at once on a CPU, up to a few steps later on CUDA.
+
+        views: (d, n, 3, h, w) float32, normalised, on the device.
+        labels: (n,) int64, on the device; only supervised training uses them.
+        """
+        loss, embeddings = self.loss(views, labels)
+        self.optimizer.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.update()
+        return loss.detach(), embeddings.detach()
+
+    def loss(self, views: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of a batch and its embeddings (d, n, k) float32, both with their graph; as in `step`."""
+        outputs = self.forward(views)
+        embeddings = outputs.embeddings
+        require(embeddings.isfinite().all(), lambda _: self.diverged("the embeddings hold NaN or infinity"))
+        if self.recipe.method in WHOLE_BATCH:
+            outputs = outputs._replace(embeddings=distributed.gather_images(embeddings))
+        loss = compute_loss(self.recipe, outputs, labels, self.generators["slices"])
+        require(loss.isfinite(), lambda _: self.diverged("the loss is NaN or infinite"))
+        return loss, embeddings
+
+    def forward(self, views: Tensor) -> Outputs:
+        """Outputs of the model for views (d, n, 3, h, w), computed in the run's precision, as float32."""
+        separate = [view.contiguous(memory_format=self.memory_format) for view in views]
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            outputs = self.model(separate)
+        return Outputs(*(None if tensor is None else tensor.float() for tensor in outputs))
+
+    def update(self) -> None:
+        """Apply the gradients at this step's learning rate, move BYOL's target, and count the step."""
+        recipe = self.recipe
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(recipe, self.steps_taken, self.steps_per_epoch)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.networks.target is not None:
+            progress = self.steps_taken // self.steps_per_epoch / recipe.epochs
+            self.networks.follow(target_momentum(recipe.target_momentum, progress))
+        self.steps_taken += 1
+
+    def diverged(self, what: str) -> DivergenceError:
+        return DivergenceError(
+            f"{what} near step {self.steps_taken}: training diverged. The last good checkpoint, if any, is "
+            f"kept. Try a lower learning_rate (now {self.recipe.learning_rate}), a longer warm-up or "
+            "precision float32."
+        )
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, with what is each process's own; all processes must ask at once."""
+        """The state of the run in all processes, which must ask for it at the same time."""
         state = {name: getattr(self, name).state_dict() for name in STATEFUL}
         own = {name: generator.get_state() for name, generator in self.generators.items()}
         state["own"] = distributed.from_all(own | {"loss_sum": self.loss_sum.cpu()})
         return state | {name: getattr(self, name) for name in PLAIN}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises ValueError where another number of processes wrote the state."""
+        """Go on from `state`. ValueError if another number of processes wrote it."""
         processes = len(state["own"])
         if processes != distributed.size():
             raise ValueError(
                 f"the checkpoint was written by {processes} process(es), and now there are "
                 f"{distributed.size()}: resume with as many as before, or start again in another folder"
             )
+        own = state["own"][distributed.rank()]
         for name in STATEFUL:
             getattr(self, name).load_state_dict(state[name])
-        own = state["own"][distributed.rank()]
         for name, generator in self.generators.items():
             generator.set_state(own[name])
-        self.loss_sum = own["loss_sum"].to(self.loss_sum.device)
+        self.loss_sum = own["loss_sum"].to(self.device)
         for name in PLAIN:
-            value = state[name]
-            setattr(self, name, value.to(self.loss_sum.device) if isinstance(value, Tensor) else value)
+            setattr(self, name, state[name])
 
 
-def start_run(recipe: Recipe, images: int, device: torch.device, classes: int = 10) -> Run:
-    """A run before its first step, on so many images. Its first weights are the same on any device.
+def start_run(recipe: Recipe, images: int, device: torch.device | str, classes: int = 10) -> Run:
+    """A run before its first step, on a training set of so many `images` and, if supervised, `classes`.
 
-    Batches are drawn alike in all processes; views and slices are each process's own.
+    The first weights are the same on every device and in every process. All processes draw the same batches,
+    and each its own views and slices.
     """
+    device = torch.device(device)
     dtype = resolve_precision(recipe.precision, device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        learner = build_learner(recipe, classes)
+        networks = build_networks(recipe, classes)
     if recipe.sync_batchnorm and distributed.size() > 1:
-        learner = nn.SyncBatchNorm.convert_sync_batchnorm(learner)
-    learner = learner.to(device)
-    trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
+        networks = nn.SyncBatchNorm.convert_sync_batchnorm(networks)
+    networks = networks.to(device)
+    trained = [parameter for parameter in networks.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(
-        trained or [torch.zeros(0)],  # raw pixels have none, and Adam wants some
+        trained or [torch.zeros(0)],  # raw pixels have no parameter, and Adam refuses an empty list
         recipe.learning_rate,
         weight_decay=recipe.weight_decay,
         fused=device.type in ("cpu", "cuda"),
     )
-    homes = {"batches": torch.device("cpu"), "views": device, "slices": device}
-    own = distributed.rank() << 32
+    generators = {}
+    for index, name in enumerate(("batches", "views", "slices")):
+        shared = name == "batches"
+        seed = 3 * recipe.seed + index + (0 if shared else distributed.rank() << 32)
+        generators[name] = torch.Generator("cpu" if shared else device).manual_seed(seed)
     run = Run(
         recipe=recipe,
+        device=device,
         dtype=dtype,
-        learner=learner,
+        networks=networks,
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
-        generators={
-            name: torch.Generator(home).manual_seed(
-                recipe.seed * len(homes) + index + (0 if name == "batches" else own)
-            )
-            for index, (name, home) in enumerate(homes.items())
-        },
+        generators=generators,
         steps_per_epoch=images // recipe.batch_size,
-        order=torch.empty(0, dtype=torch.int64, device=device),
+        order=torch.empty(0, dtype=torch.int64),
         loss_sum=torch.zeros((), device=device),
     )
-    run.encoder.to(memory_format=run.memory_format)
-    if learner.target is not None:
-        learner.target.to(memory_format=run.memory_format)
+    networks.to(memory_format=run.memory_format)
     return run
 
 
-def build_networks(recipe: Recipe, classes: int = 10) -> tuple[nn.Module, nn.Module]:
-    """The encoder and the projector of a recipe, fresh."""
-    learner = build_learner(recipe, classes)
-    return learner.encoder, learner.projector
+def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
+    """The learning rate of a step (the first is 0): linear warm-up, then drops counted from the end.
+
+    A drop that would fall before the first epoch is left out. With `cosine_schedule` a cosine leads from the
+    end of the warm-up to 0 at the end, without drops.
+    """
+    warmup = min(1.0, (step + 1) / recipe.warmup_steps) if recipe.warmup_steps else 1.0
+    if recipe.cosine_schedule:
+        after, steps = step - recipe.warmup_steps, recipe.epochs * steps_per_epoch - recipe.warmup_steps
+        return recipe.learning_rate * warmup * (1 + math.cos(math.pi * max(0, after) / max(1, steps))) / 2
+    epoch = step // steps_per_epoch
+    drops = sum(0 <= recipe.epochs - before <= epoch for before in recipe.lr_drops)
+    return recipe.learning_rate * warmup * recipe.lr_drop_factor**drops
 
 
 def save_networks(run: Run, folder: Path) -> None:
-    """Write encoder.safetensors and projector.safetensors, float32."""
-    for name in ("encoder", "projector"):
+    """Write encoder.safetensors and projector.safetensors, float32, each replaced as a whole."""
+    for name in NETWORKS:
         tensors = {key: value.cpu().contiguous() for key, value in getattr(run, name).state_dict().items()}
         temporary = folder / f"{name}.tmp"
         save_file(tensors, temporary)
@@ -142,16 +244,25 @@ def load_networks(
     folder: str | Path, recipe: Recipe, device: torch.device | str = "cpu"
 ) -> tuple[nn.Module, nn.Module]:
     """The trained encoder and projector of a finished run, in eval mode."""
-    tensors = [load_file(Path(folder) / f"{name}.safetensors") for name in ("encoder", "projector")]
-    classes = len(tensors[1]["weight"]) if recipe.method == "supervised" else 10
-    networks = build_networks(recipe, classes)
-    for network, state in zip(networks, tensors, strict=True):
-        network.load_state_dict(state)
-    return tuple(network.to(device).eval() for network in networks)
+    encoder, projector = (load_file(Path(folder, f"{name}.safetensors")) for name in NETWORKS)
+    networks = build_networks(recipe, len(projector["weight"]) if recipe.method == "supervised" else 10)
+    networks.encoder.load_state_dict(encoder)
+    networks.projector.load_state_dict(projector)
+    return networks.encoder.to(device).eval(), networks.projector.to(device).eval()
 
 
-def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
-    """Make `state` the newest checkpoint and the newest so far the previous one, each whole or absent."""
+def save_checkpoint(run: Run, folder: Path) -> None:
+    """Write the run's state as the newest checkpoint and keep the one before; each file is whole or absent.
+
+    All processes must call; rank 0 writes. DivergenceError if a weight is not finite: such a state is never
+    saved, and the last good checkpoint stays.
+    """
+    settle()
+    if not all(bool(parameter.isfinite().all()) for parameter in run.networks.parameters()):
+        raise run.diverged("the weights hold NaN or infinity")
+    state = run.state_dict()
+    if distributed.rank():
+        return
     newest, previous = (folder / name for name in CHECKPOINTS)
     temporary = folder / "checkpoint.tmp"
     with temporary.open("wb") as file:
@@ -175,102 +286,6 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
 
 
 def remove_checkpoints(folder: Path) -> None:
-    """A finished run needs none."""
+    """Delete all checkpoints of a finished run."""
     for name in (*CHECKPOINTS, "checkpoint.tmp"):
         (folder / name).unlink(missing_ok=True)
-
-
-class DivergenceError(ArithmeticError):
-    """The embeddings, the loss or the weights became NaN or infinite."""
-
-
-def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """The rate for a step (from 0): linear warm-up, then constant, then drops counted back from the end.
-
-    A drop that would fall before the start never acts, so a short run has none but those it has room for.
-    With `cosine_schedule` a cosine leads from the end of the warm-up to 0 at the end, and nothing drops.
-    """
-    if recipe.cosine_schedule:
-        return recipe.learning_rate * _warmup_and_cosine(recipe, step, recipe.epochs * steps_per_epoch)
-    epoch = step // steps_per_epoch
-    drops = sum(0 <= recipe.epochs - before <= epoch for before in recipe.lr_drops)
-    warmup = min(1.0, (step + 1) / recipe.warmup_steps) if recipe.warmup_steps else 1.0
-    return recipe.learning_rate * warmup * recipe.lr_drop_factor**drops
-
-
-def _warmup_and_cosine(recipe: Recipe, step: int, steps: int) -> float:
-    if step < recipe.warmup_steps:
-        return (step + 1) / recipe.warmup_steps
-    return (1 + math.cos(math.pi * (step - recipe.warmup_steps) / (steps - recipe.warmup_steps))) / 2
-
-
-def wrapped(run: Run) -> nn.Module:
-    """The run's networks in training mode, spread over processes and compiled as asked; same weights.
-
-    BatchNorm's running statistics stay each process's own; the first one's are saved.
-    """
-    learner: nn.Module = run.learner.train()
-    if distributed.size() > 1:
-        known = inspect.signature(DistributedDataParallel).parameters
-        buffers = (
-            "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        )  # as of 2.14
-        learner = DistributedDataParallel(learner, gradient_as_bucket_view=True, **{buffers: False})
-    return torch.compile(learner) if run.recipe.compile else learner
-
-
-def train_step(run: Run, learner: nn.Module, views: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """One step on a batch: the loss (of this process) and the embeddings (d, n, k), detached, on the device.
-
-    Nothing in here waits for a GPU: NaN stops a run at once on a CPU, and a few steps late on CUDA.
-
-    Args:
-        learner: `wrapped(run)`.
-        views: (d, n, 3, h, w) float32, normalised; n images of this process.
-        labels: (n,) int64; only supervised training looks at them.
-    """
-    loss, embeddings = batch_loss(run, learner, views, labels)
-    run.optimizer.zero_grad()
-    run.scaler.scale(loss).backward()
-    update(run)
-    return loss.detach(), embeddings.detach()
-
-
-def batch_loss(run: Run, learner: nn.Module, views: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss of a batch and its embeddings (d, n, k), float32, with their graph; as in `train_step`."""
-    outputs = forward(run, learner, views)
-    embeddings = outputs.embeddings
-    require(embeddings.isfinite().all(), lambda _: diverged(run, "the embeddings hold NaN or infinity"))
-    if run.recipe.method in WHOLE_BATCH:
-        outputs = outputs._replace(embeddings=distributed.gather_images(embeddings))
-    loss = OBJECTIVES[run.recipe.method](Batch(outputs, labels, run.generators["slices"]), run.recipe)
-    require(loss.isfinite(), lambda _: diverged(run, "the loss is NaN or infinite"))
-    return loss, embeddings
-
-
-def forward(run: Run, learner: nn.Module, views: Tensor) -> Outputs:
-    """What the networks make of views (d, n, 3, h, w), in the run's precision; float32 in the end."""
-    separate = [view.contiguous(memory_format=run.memory_format) for view in views]
-    with torch.autocast(views.device.type, run.dtype, enabled=run.dtype != torch.float32):
-        outputs = learner(separate)
-    return Outputs(*(None if tensor is None else tensor.float() for tensor in outputs))
-
-
-def update(run: Run) -> None:
-    """Move the weights by the gradients that they have, at this step's rate, and count the step."""
-    recipe = run.recipe
-    for group in run.optimizer.param_groups:
-        group["lr"] = learning_rate(recipe, run.step, run.steps_per_epoch)
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
-    if run.learner.target is not None:
-        progress = run.step // run.steps_per_epoch / recipe.epochs
-        run.learner.follow(target_momentum(recipe.target_momentum, progress))
-    run.step += 1
-
-
-def diverged(run: Run, what: str) -> DivergenceError:
-    return DivergenceError(
-        f"{what} near step {run.step}: training diverged. The last good checkpoint, if any, is kept. "
-        f"Try a lower learning_rate (now {run.recipe.learning_rate}), a longer warm-up or precision float32."
-    )

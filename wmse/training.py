@@ -1,4 +1,4 @@
-"""Runs from start to record: images -> views -> networks -> loss, kept safe, then evaluated."""
+"""Train a recipe: epochs, progress, checkpoints, stop requests, evaluation, record."""
 
 import signal
 import threading
@@ -14,29 +14,28 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wmse import distributed, machine, records
-from wmse.data import OWN_PROBE, SPLITS, load, view_batches
+from wmse.data import OWN_PROBE, SPLITS, ImageSet, StreamedSet, load
 from wmse.evaluation import effective_rank, embedding_std, evaluate, features, project
 from wmse.metrics import spectra
 from wmse.numerics import resolve_precision, settle
 from wmse.objectives import WHOLE_BATCH, check_method
 from wmse.recipes import Recipe, get_recipe
-from wmse.run import DivergenceError as DivergenceError
+from wmse.records import Record
 from wmse.run import (
     Run,
-    diverged,
-    learning_rate,
     load_checkpoint,
     load_networks,
     remove_checkpoints,
     save_checkpoint,
     save_networks,
     start_run,
-    train_step,
-    wrapped,
 )
 from wmse.whitening import WHITENING
 
-CHECKPOINT_SECONDS = 30.0
+Images = ImageSet | StreamedSet
+Sets = dict[str, Images]  # by split
+CHECKPOINT_SECONDS = 30.0  # between checkpoints
+REPORT_SECONDS = 30.0  # between lines of progress where the output is no terminal
 
 
 def train(
@@ -49,32 +48,29 @@ def train(
     limit: int | None = None,
     command: str | None = None,
 ) -> Path:
-    """Train and evaluate a recipe; everything lands in the folder `out`.
+    """Train and evaluate a recipe, write everything into the folder `out`, and return that folder.
 
-    Started by torchrun, the processes share each batch, and the first of them evaluates and writes.
+    Under torchrun the processes share each batch; rank 0 evaluates and writes.
 
     Args:
-        name: the recipe's name, "digits/w-mse-2".
-        out: the run's folder: record.json, metrics.csv (a row an epoch), encoder.safetensors and
-            projector.safetensors, and checkpoints while it runs.
-        recipe: that recipe with changes; as it stands if None.
+        name: the recipe's name, such as "digits/w-mse-2".
+        out: receives record.json, metrics.csv (one row per epoch), encoder.safetensors and
+            projector.safetensors, and checkpoints while the run lasts.
+        recipe: the recipe with changes; None means the recipe of that name.
         data: folder of the data sets; None means `$WMSE_DATA`, else "data".
-        device: "cpu", "cuda", ...; None means CUDA where there is any.
-        resume: go on from the newest whole checkpoint in `out`, or from the beginning, saying so, if there is
-            none; a finished run is left as it is. On the CPU, at the same number of threads, a resumed run
-            ends with the same weights as one left alone.
-        limit: use only the first so many images of each split, for trials.
+        device: "cpu", "cuda", ...; None means CUDA if there is any.
+        resume: go on from the newest whole checkpoint in `out`, or from the beginning if there is none. A
+            finished run stays as it is. On the CPU, with the same number of threads, a resumed run ends with
+            the same weights as an undisturbed one.
+        limit: use only the first `limit` images of each split, for trials.
         command: the command line, for the record.
 
-    Returns:
-        `out`, as a path.
-
     Raises:
-        ValueError: an unknown name, or sizes that do not fit; before anything is written.
+        ValueError: an unknown name, or sizes that do not fit; raised before anything is written.
         FileExistsError: `out` holds a run, and `resume` is false or that run has other settings.
         DivergenceError, SingularCovarianceError: training cannot go on. The record says so, and the last
             good checkpoint is kept.
-        KeyboardInterrupt, SystemExit: on SIGINT or SIGTERM, after the step in hand and a checkpoint.
+        KeyboardInterrupt, SystemExit: on SIGINT or SIGTERM, after the current step and a checkpoint.
     """
     recipe, out = recipe or get_recipe(name), Path(out)
     with distributed.joined(device) as where:
@@ -91,23 +87,20 @@ def train(
             )
         run = start_run(recipe, len(sets["train"]), where, len(sets["train"].classes))
         if resume:
-            state = distributed.from_first(lambda: load_checkpoint(out))
-            if state:
+            if state := distributed.from_first(lambda: load_checkpoint(out)):
                 run.load_state_dict(state)
-            found = f"resuming after step {run.step}" if state else "no checkpoint: from the beginning"
+            found = f"resuming after step {run.steps_taken}" if state else "no checkpoint: from the beginning"
             _say(f"{out}: {found}")
-        first = distributed.rank() == 0
-        if not first:
-            _loop(run, sets["train"], out)
-            distributed.any_of(True)  # wait for the first to finish
-            return out
-        _train_and_record(name, run, sets, out, limit, command)
-        distributed.any_of(True)
+        if distributed.rank() == 0:
+            _train_and_record(run, sets, out, _open_record(name, run, sets, out, limit, command))
+        else:
+            _train_epochs(run, sets["train"], out)
+        distributed.any_of(True)  # the others wait here while rank 0 evaluates
     return out
 
 
-def _load(recipe: Recipe, data: str | Path | None, device: torch.device, limit: int | None) -> dict[str, Any]:
-    """The sets to train on, to teach classifiers and to test them: "train", "probe" and "test"."""
+def _load(recipe: Recipe, data: str | Path | None, device: torch.device, limit: int | None) -> Sets:
+    """The images of the splits "train" (for the encoder), "probe" (for the classifiers) and "test"."""
     splits = [split for split in SPLITS if split != "probe" or recipe.dataset in OWN_PROBE]
     sets = {split: load(recipe.dataset, split, data, device) for split in splits}
     sets.setdefault("probe", sets["train"])
@@ -122,28 +115,14 @@ def _load(recipe: Recipe, data: str | Path | None, device: torch.device, limit: 
     return sets
 
 
-def _train_and_record(
-    name: str, run: Run, sets: dict[str, Any], out: Path, limit: int | None, command: str | None
-) -> None:
-    """What the first process does, or the only one: the loop, the evaluation, and the record of both."""
-    recipe, device = run.recipe, run.loss_sum.device
+def _train_and_record(run: Run, sets: Sets, out: Path, record: Record) -> None:
+    """Rank 0's work: train, evaluate, and keep the record up to date, whatever ends the run."""
+    recipe = run.recipe
     out.mkdir(parents=True, exist_ok=True)
-    records.cut_metrics(out, run.step // run.steps_per_epoch if run.step else 0)
-    record = records.start_record(
-        name,
-        recipe,
-        device,
-        command=command,
-        precision=str(run.dtype).removeprefix("torch."),
-        processes=distributed.size(),
-        limit=limit,
-        images={split: len(images) for split, images in sets.items()},
-    )
-    if run.step and (out / "record.json").exists():
-        record.started = records.read_record(out).started  # before the run was resumed
+    records.cut_metrics(out, run.steps_taken // run.steps_per_epoch if run.steps_taken else 0)
     records.write_record(out, record)
     try:
-        _loop(run, sets["train"], out)
+        _train_epochs(run, sets["train"], out)
         save_networks(run, out)
         trained = time.monotonic()
         test_features = features(run.encoder, sets["test"])
@@ -159,18 +138,42 @@ def _train_and_record(
         record.error = f"{type(error).__name__}: {error}"
         raise
     finally:
-        views = run.step * recipe.batch_size * recipe.positives
-        record.finished, record.steps, record.train_seconds = records.now(), run.step, run.seconds
-        record.views_per_second = views / run.seconds if run.seconds else None
-        record.peak_memory_mb, record.curve = machine.peak_memory_mb(device), records.read_metrics(out)
+        _close_record(record, run, out)
         records.write_record(out, record)
     remove_checkpoints(out)
+
+
+def _open_record(
+    name: str, run: Run, sets: Sets, out: Path, limit: int | None, command: str | None
+) -> Record:
+    """The record of a run that begins or goes on; a resumed run keeps the time of its first start."""
+    record = records.start_record(
+        name,
+        run.recipe,
+        run.device,
+        command=command,
+        precision=str(run.dtype).removeprefix("torch."),
+        processes=distributed.size(),
+        limit=limit,
+        images={split: len(images) for split, images in sets.items()},
+    )
+    if run.steps_taken and (out / "record.json").exists():
+        record.started = records.read_record(out).started
+    return record
+
+
+def _close_record(record: Record, run: Run, out: Path) -> None:
+    """Note in the record what is known of a run that has ended, whether finished or not."""
+    views = run.steps_taken * run.recipe.batch_size * run.recipe.positives
+    record.finished, record.steps, record.train_seconds = records.now(), run.steps_taken, run.seconds
+    record.views_per_second = views / run.seconds if run.seconds else None
+    record.peak_memory_mb, record.curve = machine.peak_memory_mb(run.device), records.read_metrics(out)
 
 
 def evaluate_run(
     folder: str | Path, data: str | Path | None = None, device: str | None = None
 ) -> dict[str, float]:
-    """Evaluate a run's saved networks again on the images that its record names; the record stays."""
+    """The metrics of a run's saved networks, computed again on the images of its record, which stays."""
     record = records.read_record(folder)
     recipe = record.recipe
     where = distributed.choose_device(device)
@@ -183,7 +186,7 @@ def evaluate_run(
 
 
 def check_recipe(recipe: Recipe, device: torch.device) -> None:
-    """Raise ValueError, saying what to change, for a recipe that would fail later on these processes."""
+    """Raise ValueError, saying what to change, for a recipe that would fail later on this many processes."""
     if recipe.whitening not in WHITENING:
         raise ValueError(f"unknown whitening {recipe.whitening!r}; there are: {', '.join(WHITENING)}")
     needed = ["learning_rate", "batch_size", "embedding_dim", "projector_width", "width"]
@@ -212,76 +215,45 @@ def check_recipe(recipe: Recipe, device: torch.device) -> None:
     resolve_precision(recipe.precision, device)
 
 
-def _loop(run: Run, images: Any, out: Path) -> None:
-    """Train to the last epoch; a row in metrics.csv an epoch, a checkpoint at most half a minute apart."""
-    recipe = run.recipe
-    total = recipe.epochs * run.steps_per_epoch
+def _train_epochs(run: Run, images: Images, out: Path) -> None:
+    """Take the steps that remain, with a row in metrics.csv per epoch and a checkpoint every half minute."""
+    total = run.recipe.epochs * run.steps_per_epoch
     saved = ticked = time.monotonic()
-    with stop_requests() as stop, progress(run, total) as report:
-        learner = wrapped(run) if total else run.learner
-        while run.step < total:
-            epoch, position = divmod(run.step, run.steps_per_epoch)
-            if position == 0:
-                order = torch.randperm(len(images), generator=run.generators["batches"])
-                run.order = order.to(run.loss_sum.device)
-                run.loss_sum, run.epoch_seconds = torch.zeros_like(run.loss_sum), 0.0
-            batches = view_batches(
-                images,
-                distributed.share(run.order, recipe.batch_size),
-                recipe.positives,
-                recipe.batch_size // distributed.size(),
-                recipe.views,
-                run.generators["views"],
-                start=position,
-                seed=recipe.seed * recipe.epochs + epoch,
-            )
-            for views, labels in batches:
-                loss, embeddings = train_step(run, learner, views, labels)
-                run.loss_sum += loss
+    with stop_requests() as requests, progress(run, total) as report:
+        while run.steps_taken < total:
+            for loss, embeddings in run.epoch(images):
                 now = time.monotonic()
-                elapsed, ticked = now - ticked, now
-                run.seconds += elapsed
-                run.epoch_seconds += elapsed
-                if run.step % run.steps_per_epoch == 0:
+                run.seconds, ticked = run.seconds + now - ticked, now
+                if run.steps_taken % run.steps_per_epoch == 0:
                     _end_epoch(run, embeddings, out)
-                stopped, due = distributed.any_of(bool(stop), now - saved > CHECKPOINT_SECONDS)
-                if stopped or due or run.step == total:
-                    _save(run, out)
+                stop, due = distributed.any_of(bool(requests), now - saved > CHECKPOINT_SECONDS)
+                if stop or due or run.steps_taken == total:
+                    save_checkpoint(run, out)
                     saved = time.monotonic()
                 report(loss)
-                if stopped:
-                    _say(f"stopped after step {run.step}; resume to go on from there")
-                    raise (
-                        KeyboardInterrupt if stop[:1] == [signal.SIGINT] else SystemExit(128 + signal.SIGTERM)
-                    )
-
-
-def _save(run: Run, out: Path) -> None:
-    """Write a checkpoint, but never of a run that has diverged: the last good one must stay."""
-    settle()
-    if not all(bool(parameter.isfinite().all()) for parameter in run.learner.parameters()):
-        raise diverged(run, "the weights hold NaN or infinity")
-    state = run.state_dict()
-    if distributed.rank() == 0:
-        save_checkpoint(out, state)
+                if stop:
+                    _say(f"stopped after step {run.steps_taken}; resume to go on from there")
+                    interrupt = requests[:1] == [signal.SIGINT]
+                    raise KeyboardInterrupt if interrupt else SystemExit(128 + signal.SIGTERM)
 
 
 def _end_epoch(run: Run, embeddings: Tensor, out: Path) -> None:
-    """A row of metrics.csv; the measures of collapse are of the last batch, in training mode."""
+    """Append a row to metrics.csv; its measures of collapse are of the last batch, in training mode."""
     settle()
     recipe = run.recipe
     loss = float(distributed.mean(run.loss_sum)) / run.steps_per_epoch
     if distributed.rank():
         return
     rows = embeddings.flatten(0, 1).cpu()
+    views = run.steps_per_epoch * recipe.batch_size * recipe.positives
     row = {
-        "epoch": run.step // run.steps_per_epoch,
-        "step": run.step,
+        "epoch": run.steps_taken // run.steps_per_epoch,
+        "step": run.steps_taken,
         "loss": loss,
-        "learning_rate": learning_rate(recipe, run.step - 1, run.steps_per_epoch),
+        "learning_rate": run.optimizer.param_groups[0]["lr"],
         "embedding_std": embedding_std(rows),
         "effective_rank": effective_rank(rows),
-        "views_per_second": run.steps_per_epoch * recipe.batch_size * recipe.positives / run.epoch_seconds,
+        "views_per_second": views / (run.seconds - run.epoch_start),
         "seconds": run.seconds,
     }
     records.append_metrics(out, row)
@@ -293,7 +265,7 @@ def _say(message: str) -> None:
 
 
 def _finished(out: Path, recipe: Recipe, limit: int | None, resume: bool) -> bool:
-    """Whether the run in `out` is finished; refuse to touch it unless it is to be resumed, and the same."""
+    """Whether `out` holds this run, finished. FileExistsError if it holds a run that may not be resumed."""
     if not (out / "record.json").exists():
         return False
     record = records.read_record(out)
@@ -311,50 +283,46 @@ def _finished(out: Path, recipe: Recipe, limit: int | None, resume: bool) -> boo
     return record.status == "finished"
 
 
-REPORT_SECONDS = 30.0  # between lines of progress where the output is no terminal
-
-
 @contextmanager
 def progress(run: Run, total: int) -> Iterator[Callable[[Tensor], None]]:
-    """A function to call after each step: it shows loss, views/s and ETA as a bar, or in lines.
+    """Yield a function to call after each step. It shows loss, views/s and the time left, on rank 0 only.
 
-    Of several processes the first shows them.
+    On a terminal it draws a bar; elsewhere it prints a line every `REPORT_SECONDS`.
     """
-    if distributed.rank():
-        yield lambda loss: None
-        return
     views = run.recipe.batch_size * run.recipe.positives
-    first, began = run.step, time.monotonic()
-    told = began
-    with tqdm(total=total * views, initial=first * views, unit="views", unit_scale=True, disable=None) as bar:
+    first, began = run.steps_taken, time.monotonic()
+    shown = began
+    hide = True if distributed.rank() else None  # None: a bar on a terminal only
+    with tqdm(total=total * views, initial=first * views, unit="views", unit_scale=True, disable=hide) as bar:
 
         def report(loss: Tensor) -> None:
-            nonlocal told
+            nonlocal shown
             bar.update(views)
             now = time.monotonic()
-            if now - told < (REPORT_SECONDS if bar.disable else 1):
+            if distributed.rank() or now - shown < (REPORT_SECONDS if bar.disable else 1):
                 return
-            told = now
-            epoch = f"epoch {-(-run.step // run.steps_per_epoch)}/{run.recipe.epochs}"
+            shown = now
+            message = f"epoch {-(-run.steps_taken // run.steps_per_epoch)}/{run.recipe.epochs}"
+            message += f", loss {float(loss):.3f}"
             if not bar.disable:
-                bar.set_description(f"{epoch}, loss {float(loss):.3f}")
+                bar.set_description(message)
                 return
-            rate = (run.step - first) / (now - began)
-            minutes, seconds = divmod(round((total - run.step) / rate), 60)
-            speed = f"{rate * views:,.0f} views/s, {minutes} min {seconds} s left"
-            print(f"{epoch}, loss {float(loss):.3f}, {speed}", flush=True)
+            rate = (run.steps_taken - first) / (now - began)
+            minutes, seconds = divmod(round((total - run.steps_taken) / rate), 60)
+            print(f"{message}, {rate * views:,.0f} views/s, {minutes} min {seconds} s left", flush=True)
 
         yield report
 
 
 @contextmanager
 def stop_requests() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM add themselves to, so that a step can end; a second one acts at once.
+    """Yield a list to which SIGINT and SIGTERM are appended, so that the current step can end first.
 
-    Not so in one of several processes: torchrun passes on what the terminal has sent them already.
+    A second signal acts at once. Under torchrun it is appended too, because torchrun sends its processes
+    again what the terminal has already sent them.
     """
     requests: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # handlers can be set in the main one only
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield requests
         return
     before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -1,15 +1,15 @@
-"""Film two trainings: the embeddings of the same test images at moments of a run, laid out by AlignedUMAP.
+"""Film two trainings: embeddings of the same test images at moments of a run, laid out by AlignedUMAP.
 
     python book/tools/film.py --help
 
-Trains `digits/mse` and `digits/w-mse-2` (seed 0), step by step as `python -m wmse train` does, stops at
-`FRAMES` moments, close together at first, and measures each time. Then UMAP lays out all moments of a run at
-once, tied together so that a point moves little from frame to frame. Everything is written to
-`results/film/digits.json`, which chapter 7 plays; its format is described at `problems`. It takes a few
-minutes on two cores. Commit the code first: the file names the commit that made it.
+It trains `digits/mse` and `digits/w-mse-2` (seed 0) by the same steps as `python -m wmse train`, and measures
+the networks at `FRAMES` moments, which are closest together at the start. UMAP then lays out all moments of a
+run together, so that a point moves little from frame to frame. Everything is written to
+`results/film/digits.json`, which chapter 7 plays; `problems` describes its format. It takes a few minutes on
+two cores. Commit the code first, because the file names the commit that made it.
 
-What is filmed are embeddings, not features, since it is the embeddings that collapse; scaled to length 1, as
-both losses compare them. The numbers are of all test images, the pictures of the first `IMAGES` of them.
+The film shows embeddings, because it is they that collapse, scaled to length 1 as both losses compare them.
+The numbers are of all test images, the pictures of the first `IMAGES` of them.
 """
 
 import argparse
@@ -29,8 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from wmse import evaluation, machine, records  # noqa: E402
-from wmse import run as steps  # noqa: E402
-from wmse.data import load, view_batches  # noqa: E402
+from wmse.data import load  # noqa: E402
 from wmse.losses import mse_loss, w_mse_loss  # noqa: E402
 from wmse.recipes import get_recipe  # noqa: E402
 from wmse.run import Run, start_run  # noqa: E402
@@ -51,9 +50,9 @@ MEASURES = {  # of a frame -> decimals kept
 
 
 def moments(total: int, frames: int = FRAMES) -> list[int]:
-    """Steps behind us at each frame: from 0 to `total`, ascending, close together at first.
+    """Optimiser steps taken at each frame: from 0 to `total`, closest together at the start.
 
-    ValueError where there are fewer steps than frames need.
+    ValueError if there are too few steps for that many frames.
     """
     chosen = [round(total * (index / (frames - 1)) ** 2.5) for index in range(frames)]
     if len(set(chosen)) < frames:
@@ -62,10 +61,10 @@ def moments(total: int, frames: int = FRAMES) -> list[int]:
 
 
 def to_grid(layouts: list[np.ndarray]) -> list[list[int]]:
-    """Layouts (n, 2) of a run as whole numbers 0 to `GRID`, x and y in turn; one scale for all frames."""
+    """Layouts (n, 2) of a run as integers 0 to `GRID`, x and y in turn, on the same scale in all frames."""
     points = np.stack(layouts)
     if not np.isfinite(points).all():
-        raise ValueError("a layout holds NaN or infinity: UMAP leaves points without neighbours nowhere")
+        raise ValueError("a layout holds NaN or infinity: UMAP gives no place to points without neighbours")
     low, high = points.min((0, 1)), points.max((0, 1))
     middle, side = (low + high) / 2, (high - low).max()
     scaled = np.rint(((points - middle) / side + 0.5) * GRID).astype(int)
@@ -73,29 +72,28 @@ def to_grid(layouts: list[np.ndarray]) -> list[list[int]]:
 
 
 def align(clouds: list[torch.Tensor], seed: int) -> list[np.ndarray]:
-    """A 2-D layout of each cloud (n, k) of the same n images in the same order, each near its neighbours'."""
-    with warnings.catch_warnings():  # umap's progress bar misses a widget that nothing here needs
+    """Layouts (n, 2) of clouds (n, k) of the same n images in the same order, each near the one before."""
+    with warnings.catch_warnings():  # umap warns that its progress bar finds no widget
         warnings.simplefilter("ignore")
         import umap
 
     same = {index: index for index in range(len(clouds[0]))}
     mapper = umap.AlignedUMAP(n_neighbors=15, min_dist=0.1, random_state=seed, transform_seed=seed)
-    # UMAP computes in float32, where a collapsed cloud far from the origin is a handful of different values.
+    # UMAP computes in float32, in which a collapsed cloud far from the origin has few distinct values.
     centred = [(cloud.double() - cloud.double().mean(0)).numpy() for cloud in clouds]
-    with warnings.catch_warnings():  # that a seed means one thread
+    with warnings.catch_warnings():  # umap warns that a seed limits it to one thread
         warnings.filterwarnings("ignore", message="n_jobs")
         mapper.fit(centred, relations=[same] * (len(clouds) - 1))
     return [np.asarray(layout) for layout in mapper.embeddings_]
 
 
 def film_run(name: str, seed: int) -> tuple[list[dict[str, float]], list[torch.Tensor]]:
-    """Train a recipe, and at each moment take the measures and the embeddings (IMAGES, k) of length 1."""
+    """Train a recipe; the measures and the embeddings (IMAGES, k), of length 1, at each moment."""
     recipe = replace(get_recipe(name), seed=seed)
     device = torch.device("cpu")
     machine.configure_process(device)
     sets = {split: load(recipe.dataset, split) for split in ("train", "test")}
     run = start_run(recipe, len(sets["train"]), device)
-    learner = steps.wrapped(run)
     wanted = moments(recipe.epochs * run.steps_per_epoch)
     measures, clouds = [], []
 
@@ -107,20 +105,16 @@ def film_run(name: str, seed: int) -> tuple[list[dict[str, float]], list[torch.T
 
     frame()
     for _ in range(recipe.epochs):
-        order = torch.randperm(len(sets["train"]), generator=run.generators["batches"])
-        for views, labels in view_batches(
-            sets["train"], order, recipe.positives, recipe.batch_size, recipe.views, run.generators["views"]
-        ):
-            steps.train_step(run, learner, views, labels)
-            if run.step in wanted:
+        for _ in run.epoch(sets["train"]):
+            if run.steps_taken in wanted:
                 frame()
     return measures, clouds
 
 
 def measure(run: Run, sets: dict[str, Any]) -> tuple[dict[str, float], torch.Tensor]:
-    """A frame's numbers, of all test images, and the embeddings (IMAGES, k) of length 1 to be drawn.
+    """A frame's numbers, of all test images, and the embeddings (IMAGES, k), of length 1, to be drawn.
 
-    The loss is the run's own, of two views of each test image. Both networks are in eval mode.
+    The loss is the run's own, of two views of each test image, with both networks in eval mode.
     """
     recipe, test = run.recipe, sets["test"]
     features = {split: evaluation.features(run.encoder, images) for split, images in sets.items()}
@@ -141,17 +135,17 @@ def measure(run: Run, sets: dict[str, Any]) -> tuple[dict[str, float], torch.Ten
         row[f"knn5_{kind}"] = evaluation.knn_accuracy(
             rows["train"], sets["train"].labels, rows["test"], test.labels
         )
-    place = {"step": run.step, "epoch": round(run.step / run.steps_per_epoch, 3)}
+    place = {"step": run.steps_taken, "epoch": round(run.steps_taken / run.steps_per_epoch, 3)}
     rounded = {key: round(row[key], decimals) for key, decimals in MEASURES.items()}
     return place | rounded, F.normalize(embeddings["test"][:IMAGES].double(), dim=1)
 
 
 def problems(film: Any) -> list[str]:
-    """What is wrong with a film, in sentences; none for a sound one.
+    """A sentence on each fault of a film.
 
-    A film has `seed`, `commit`, `versions`, `images` (how many the numbers are of), `classes` (names),
-    `labels` (an index into them for each point), `grid`, and `runs`: name of a recipe -> `label`, `frames`.
-    A frame has `step`, `epoch`, the MEASURES, and `points`: x and y of each point in turn, 0 to `grid`.
+    A film has `seed`, `commit`, `versions`, `images` (the number of test images), `classes` (names),
+    `labels` (an index into `classes` for each point), `grid`, and `runs`: a recipe's name -> `label`,
+    `frames`. A frame has `step`, `epoch`, the MEASURES, and `points`: x and y in turn, 0 to `grid`.
     """
     missing = [
         key

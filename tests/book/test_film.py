@@ -141,14 +141,14 @@ def test_measures_leave_the_run_as_it_was():
     recipe = replace(get_recipe("digits/w-mse-2"), batch_size=64)
     sets = {split: load("digits", split, limit=128) for split in ("train", "test")}
     run = start_run(recipe, 128, torch.device("cpu"))
-    run.learner.train()
-    before = {key: value.clone() for key, value in run.learner.state_dict().items()}
+    run.networks.train()
+    before = {key: value.clone() for key, value in run.networks.state_dict().items()}
     row, cloud = film.measure(run, sets)
     assert cloud.shape == (128, recipe.embedding_dim)
     assert torch.allclose(cloud.norm(dim=1), torch.ones(128, dtype=cloud.dtype))
     assert row["step"] == 0 and set(film.MEASURES) < set(row)
-    assert run.learner.training and all(
-        torch.equal(before[k], v) for k, v in run.learner.state_dict().items()
+    assert run.networks.training and all(
+        torch.equal(before[k], v) for k, v in run.networks.state_dict().items()
     )
 
 
