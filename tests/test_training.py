@@ -1,11 +1,13 @@
 """Training: the schedule, and that nothing which stops a run loses or changes anything."""
 
+import copy
 import os
 import signal
 import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,9 @@ from safetensors.torch import load_file
 
 from wmse import records, training
 from wmse import run as runs
+from wmse.data import load
 from wmse.recipes import get_recipe
-from wmse.run import DivergenceError, Run, learning_rate
+from wmse.run import DivergenceError, Run, learning_rate, start_run
 from wmse.training import train
 
 SMALL = {"epochs": 3, "batch_size": 64, "slice_size": 32, "embedding_dim": 8, "projector_width": 16}
@@ -88,6 +91,29 @@ def test_a_resumed_run_ends_like_one_left_alone(step, alone, tmp_path, monkeypat
     train(NAME, tmp_path / "run", TINY, limit=200, resume=True)
     assert f"resuming after step {step}" in capsys.readouterr().out
     same_weights(alone, tmp_path / "run")
+
+
+def test_an_epoch_goes_on_from_a_state_in_its_middle_as_if_undisturbed():
+    images = load("digits", "train").first(200)
+    whole, cut, resumed = (start_run(TINY, 200, "cpu") for _ in range(3))
+    expected = [loss.item() for _ in range(2) for loss, _ in whole.epoch(images)]
+    found = [loss.item() for loss, _ in islice(cut.epoch(images), 2)]
+    resumed.load_state_dict(copy.deepcopy(cut.state_dict()))
+    assert resumed.steps_taken == 2 and resumed.loss_sum.item() == pytest.approx(sum(found))
+    found += [loss.item() for _ in range(2) for loss, _ in resumed.epoch(images)]
+    assert found == expected and torch.equal(resumed.loss_sum, whole.loss_sum)
+
+
+def test_the_order_of_an_epoch_names_the_images_of_its_steps(monkeypatch):
+    images, labels, original = load("digits", "train").first(200), [], Run.step
+    monkeypatch.setattr(Run, "step", lambda run, *batch: labels.append(batch[1]) or original(run, *batch))
+    run = start_run(TINY, 200, "cpu")
+    for _ in range(2):
+        labels.clear()
+        run.encoder.eval()
+        assert len(list(run.epoch(images))) == len(labels) == 3
+        assert torch.equal(torch.cat(labels), images.labels[run.order[:192]])
+        assert run.encoder.training, "an epoch trains, whatever was evaluated before it"
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_previous(alone, tmp_path, monkeypatch, capsys):
@@ -196,7 +222,7 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(method, tmp
 
 
 def test_a_checkpoint_is_never_made_of_weights_that_are_not_finite(tmp_path):
-    run = runs.start_run(TINY, 200, torch.device("cpu"))
+    run = start_run(TINY, 200, "cpu")
     runs.save_checkpoint(run, tmp_path)
     good = (tmp_path / "checkpoint.pt").read_bytes()
     next(run.encoder.parameters()).data[0] = float("nan")
