@@ -39,50 +39,50 @@ def test_half_a_core_is_still_one_thread(tmp_path, monkeypatch):
     assert machine.usable_cores() == 1
 
 
-PREPARED = """
-import os, sys, torch
-from wmse import machine
-torch.set_num_threads(int(sys.argv[1]))
-machine.usable_cores = lambda: 2
-machine.configure_process(torch.device(sys.argv[2]))
-print(torch.get_num_threads())
-"""
+@pytest.fixture
+def threads_as_before():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(
     ("set_before", "device", "variable", "threads"),
     [(8, "cpu", None, 2), (1, "cpu", None, 1), (8, "cpu", "8", 8), (8, "meta", None, 8)],
 )
-def test_threads_follow_the_cores_unless_someone_has_said_otherwise(set_before, device, variable, threads):
-    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
-    environment |= {"OMP_NUM_THREADS": variable} if variable else {}
-    command = [sys.executable, "-c", PREPARED, str(set_before), device]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert int(done.stdout) == threads
+def test_threads_follow_the_cores_unless_someone_has_said_otherwise(
+    set_before, device, variable, threads, monkeypatch, threads_as_before
+):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    monkeypatch.setattr(machine, "usable_cores", lambda: 2)
+    torch.set_num_threads(set_before)
+    machine.configure_process(torch.device(device))
+    assert torch.get_num_threads() == threads
 
 
 FAULTS = """
 import resource, torch
 from wmse import machine
-if {prepare}: machine.configure_process(torch.device("cpu"))
 def faults(): return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 def step(): blocks = [torch.ones(2**22) for _ in range(8)]
-for _ in range(20): step()
-before = faults()
-for _ in range(8): step()
-print(faults() - before)
+def pages():
+    for _ in range(10): step()
+    before = faults()
+    for _ in range(8): step()
+    return faults() - before
+fresh = pages()
+machine.configure_process(torch.device("cpu"))
+print(fresh, pages())
 """
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="is of Linux's C library")
 def test_memory_taken_again_is_not_cleared_again():
     """Eight steps with eight blocks of 16 MiB, fresh from the kernel: 4,096 pages each, or fewer, larger."""
-
-    def pages(prepare):
-        code = FAULTS.format(prepare=prepare)
-        return int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout)
-
-    kept, fresh = pages(True), pages(False)
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    fresh, kept = map(int, done.stdout.split())
     if fresh < 64:
         pytest.skip("the C library keeps memory by itself")
     assert kept < fresh / 4
