@@ -225,36 +225,27 @@ def evaluate(
         `uniformity_whitened` after `whitened`.
         None: `cca_dimensions` of fewer than 2k images, and the last three where `whitened` is None.
     """
+    seed, labels = recipe.seed, probe.labels
     train_features = features(encoder, probe, "probe")
     test_features = features(encoder, test, "test") if test_features is None else test_features
-    accuracies = _accuracies(train_features, probe.labels, test_features, test, recipe.seed)
-    views = two_views(encoder, projector, test, recipe)
-    return accuracies | _measures(test_features, project(projector, test_features), views, recipe.seed)
-
-
-def _accuracies(
-    train_features: Tensor, train_labels: Tensor, test_features: Tensor, test: Images, seed: int
-) -> dict[str, float]:
-    logits = classify(train_features, train_labels, test_features, seed=seed)
-    accuracies = {"linear_top1": top_k_accuracy(logits, test.labels)}
+    logits = classify(train_features, labels, test_features, seed=seed)
+    metrics = {"linear_top1": top_k_accuracy(logits, test.labels)}
     if len(test.classes) >= TOP5_CLASSES:
-        accuracies["linear_top5"] = top_k_accuracy(logits, test.labels, 5)
+        metrics["linear_top5"] = top_k_accuracy(logits, test.labels, 5)
     for name, share in LABEL_SHARES.items():
-        index = stratified_subset(train_labels, share, seed)
-        labelled = (train_features[index], train_labels[index])
-        accuracies[f"linear_top1_{name}"] = linear_probe(*labelled, test_features, test.labels, seed=seed)
-    sets = (train_features, train_labels, test_features, test.labels)
+        index = stratified_subset(labels, share, seed)
+        part = linear_probe(train_features[index], labels[index], test_features, test.labels, seed=seed)
+        metrics[f"linear_top1_{name}"] = part
     for metric in ("euclidean", "cosine"):
-        accuracies[f"knn5_{metric}_top1"] = knn_accuracy(*sets, metric=metric)
-    return accuracies
+        accuracy = knn_accuracy(train_features, labels, test_features, test.labels, metric=metric)
+        metrics[f"knn5_{metric}_top1"] = accuracy
 
-
-def _measures(test_features: Tensor, embeddings: Tensor, views: Tensor, seed: int) -> dict[str, float | None]:
-    """Measures of features (n, f), embeddings (n, k) and the embeddings (2, n, k) of two views."""
-    enough = len(embeddings) >= 2 * embeddings.shape[1]
+    embeddings = project(projector, test_features)
+    views = two_views(encoder, projector, test, recipe)
     white, *white_views = (whitened(cloud) for cloud in (embeddings, *views))
     both_white = all(view is not None for view in white_views)
-    return {
+    enough = len(embeddings) >= 2 * embeddings.shape[1]
+    return metrics | {
         "effective_rank_features": effective_rank(test_features),
         "effective_rank_embeddings": effective_rank(embeddings),
         "embedding_std": embedding_std(embeddings),

@@ -27,14 +27,13 @@ def finite(x: Tensor, what: str = "x") -> Tensor:
     return x
 
 
-def _centred(x: Tensor) -> Tensor:
-    x = finite(x).double()
-    return x - x.mean(0)
+def _finite_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    return finite(first, "the first view"), finite(second, "the second view")
 
 
 def eigenvalues(x: Tensor) -> Tensor:
     """Eigenvalues (k,) float64 of the covariance of the rows of x (n, k), divisor n - 1, descending."""
-    centred = _centred(x)
+    centred = finite(x).double() - x.double().mean(0)
     values = torch.linalg.eigvalsh(centred.T @ centred / (len(x) - 1))
     return values.flip(0).clamp_min(0)
 
@@ -68,14 +67,13 @@ def cca_dimensions(first: Tensor, second: Tensor) -> float:
     and standard deviation, it does not change under shifts and triangular maps of the embeddings. Unrelated
     views score about k^2 / n.
     """
-    views = {"the first view": first, "the second view": second}
-    a, b = (_principal_coordinates(finite(view, name)) for name, view in views.items())
+    a, b = map(_principal_coordinates, _finite_pair(first, second))
     return float((a.T @ b).square().sum())
 
 
 def _principal_coordinates(x: Tensor) -> Tensor:
     """An orthonormal basis (n, r) float64 of the centred columns of x (n, k), r <= k."""
-    centred = _centred(x)
+    centred = x.double() - x.double().mean(0)
     values, vectors = torch.linalg.eigh(centred.T @ centred)
     # Directions below float32's resolution are rounding noise, not dimensions of the embedding.
     resolution = max(x.shape) * torch.finfo(torch.float32).eps
@@ -87,11 +85,9 @@ def alignment(first: Tensor, second: Tensor) -> float:
     """Mean squared distance of L2-normalised positives: rows i of two views' embeddings, each (n, k).
 
     0 when two views of an image are embedded alike, 4 at most. Unrelated embeddings score 2 - 2 |m|^2 with m
-    the mean of the normalised rows: 2 only where the directions are centred
-    (Wang and Isola, ICML 2020, Sec. 4.1, alpha = 2).
+    the mean of the normalised rows (Wang and Isola, ICML 2020, Sec. 4.1, alpha = 2).
     """
-    views = {"the first view": first, "the second view": second}
-    a, b = (F.normalize(finite(view, name).double(), dim=-1) for name, view in views.items())
+    a, b = (F.normalize(view.double(), dim=-1) for view in _finite_pair(first, second))
     return float((a - b).square().sum(-1).mean())
 
 
@@ -133,12 +129,8 @@ def whitened(x: Tensor) -> Tensor | None:
 def spectra(features: Tensor, embeddings: Tensor) -> dict[str, list[float] | None]:
     """The spectra that a record keeps: eigenvalues, descending, to five significant digits.
 
-    Args:
-        features, embeddings: (n, f) and (n, k), of the same images.
-
-    Returns:
-        `features`: f numbers; `embeddings`: k numbers; `whitened`: those of the embeddings after `whitened`,
-        which are 1 by construction, or None where that is None.
+    Of `features` (n, f), of `embeddings` (n, k) of the same images, and of the embeddings after `whitened`,
+    which are 1 by construction (None where `whitened` gives None).
     """
     clouds = {"features": features, "embeddings": embeddings, "whitened": whitened(embeddings)}
     found = {name: None if x is None else eigenvalues(x).tolist() for name, x in clouds.items()}

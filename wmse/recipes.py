@@ -27,9 +27,8 @@ class ViewSettings:
 
     def __post_init__(self) -> None:
         limits = dict.fromkeys(("brightness", "contrast", "saturation"), math.inf) | {"hue": 0.5}
-        limits |= dict.fromkeys(("jitter_probability", "grayscale_probability", "flip_probability"), 1)
-        limits["blur_probability"] = 1
-        for name, limit in limits.items():
+        chances = ("jitter_probability", "grayscale_probability", "flip_probability", "blur_probability")
+        for name, limit in (limits | dict.fromkeys(chances, 1)).items():
             if not 0 <= getattr(self, name) <= limit or getattr(self, name) == math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}; give a finite number from 0 to {limit}")
         for name, limit in {"crop_scale": 1, "crop_ratio": math.inf, "blur_radius": math.inf}.items():
@@ -174,16 +173,7 @@ DATASET_RECIPES = {
         dataset="imagenet100",
         stem="224px",
         epochs=240,
-        views=ViewSettings(
-            brightness=0.8,
-            contrast=0.8,
-            saturation=0.8,
-            hue=0.2,
-            grayscale_probability=0.2,
-            crop_scale=(0.08, 1.0),
-            blur_probability=0.5,
-            size=224,
-        ),
+        views=replace(_STRONG, crop_scale=(0.08, 1.0), blur_probability=0.5, size=224),
     ),
     # A handwritten digit has a right way round, so its views are not flipped. A fifth of it is no digit, so
     # crops keep more. Its colour says nothing about its class, so views often lose it and take any hue.
@@ -202,9 +192,8 @@ DATASET_RECIPES = {
 }
 
 # Overrides for one (data set, method) pair, applied last.
-_DIGITS_STRONG = {
-    "views": replace(DATASET_RECIPES["digits"].views, brightness=0.8, contrast=0.8, saturation=0.8),
-}
+_DIGITS_VIEWS = DATASET_RECIPES["digits"].views
+_DIGITS_STRONG = {"views": replace(_DIGITS_VIEWS, brightness=0.8, contrast=0.8, saturation=0.8)}
 _TINY_CW = {"embedding_dim": 1024, "projector_width": 2048, "slice_size": 128, "groups": 2}
 _DIGITS_CW = {"embedding_dim": 128, "slice_size": 32, "groups": 2}
 PAIR_OVERRIDES: dict[tuple[str, str], dict] = {
@@ -229,25 +218,20 @@ BUDGETS = {
 }
 
 
-def _recipe(dataset: str, method: str, budget: str = "") -> Recipe:
-    changes = BUDGETS.get(budget, {}) | METHOD_CHANGES[method] | PAIR_OVERRIDES.get((dataset, method), {})
+def _recipe(name: str, method: str) -> Recipe:
+    """The recipe of a method on the data set, or on the budget of CIFAR-10, that is called `name`."""
+    dataset = "cifar10" if name in BUDGETS else name
+    changes = BUDGETS.get(name, {}) | METHOD_CHANGES[method] | PAIR_OVERRIDES.get((dataset, method), {})
     return replace(DATASET_RECIPES[dataset], **changes)
 
 
+_SETS = ("cifar10", "cifar100", "stl10", "tiny-imagenet")
 _ROWS = (*COMPARED, "mse", *FLOORS)
-RECIPES = {f"digits/{method}": _recipe("digits", method) for method in METHOD_CHANGES}
-RECIPES |= {
-    f"{dataset}/{method}": _recipe(dataset, method)
-    for dataset in ("cifar10", "cifar100", "stl10", "tiny-imagenet")
-    for method in _ROWS
-}
-RECIPES |= {f"imagenet100/{method}": _recipe("imagenet100", method) for method in ("w-mse-2", "w-mse-4")}
-RECIPES |= {f"{name}/{method}": _recipe("cifar10", method, name) for name in BUDGETS for method in _ROWS}
-RECIPES |= {
-    f"{budget}/w-mse-2-{name}": _recipe("cifar10", f"w-mse-2-{name}", budget)
-    for budget in ("cifar10", *BUDGETS)
-    for name in SOLO_LEARN
-}
+_DIFFERENCES = [f"w-mse-2-{name}" for name in SOLO_LEARN]
+_METHODS = [("digits", METHOD_CHANGES), *((name, _ROWS) for name in _SETS)]
+_METHODS += [("imagenet100", ("w-mse-2", "w-mse-4")), *((name, _ROWS) for name in BUDGETS)]
+_METHODS += [(name, _DIFFERENCES) for name in ("cifar10", *BUDGETS)]
+RECIPES = {f"{name}/{method}": _recipe(name, method) for name, methods in _METHODS for method in methods}
 
 
 def get_recipe(name: str) -> Recipe:

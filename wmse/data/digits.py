@@ -31,14 +31,11 @@ def draw_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.model_selection import train_test_split
 
     count, test = DIGITS_COUNT[split], split == "test"
-    rng = np.random.RandomState(
-        DIGITS_SEED + test
-    )  # numpy keeps this generator's numbers the same in all versions
+    rng = np.random.RandomState(DIGITS_SEED + test)  # numpy keeps its numbers the same in all versions
     digits, targets = load_digits(return_X_y=True)
-    share = train_test_split(
-        np.arange(len(digits)), test_size=TEST_DIGITS, stratify=targets, random_state=DIGITS_SEED
-    )[test]
-    digits, targets = digits[share].reshape(-1, 8, 8) / 16, targets[share]
+    shares = {"test_size": TEST_DIGITS, "stratify": targets, "random_state": DIGITS_SEED}
+    digits, targets = train_test_split(digits, targets, **shares)[test::2]
+    digits = digits.reshape(-1, 8, 8) / 16
     chosen = np.resize(rng.permutation(len(digits)), count)
 
     side = rng.uniform(*DIGIT_SIDE, count)
@@ -57,8 +54,9 @@ def draw_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     sharp = _enlarge(BACKGROUND_SIDE, 0, 32)
     sharp /= sharp.sum(1, keepdims=True)  # extend the outermost pixels to the border
     background = sharp @ crops @ sharp.T
-    images = np.abs(background * BACKGROUND_CONTRAST - ink)
-    return np.rint(images).astype(np.uint8), targets[chosen].astype(np.int64)
+    return np.rint(np.abs(background * BACKGROUND_CONTRAST - ink)).astype(np.uint8), targets[chosen].astype(
+        np.int64
+    )
 
 
 def _enlarge(cells: int, edge, side) -> np.ndarray:

@@ -48,27 +48,24 @@ def restore(source: type, root: Path, mirror: str | None = None, patience: str =
     if "://" not in url:
         raise ValueError(f"the mirror {mirror!r} is no address: give one such as https://host/folder")
     folder, archive = (root / source.base_folder).absolute(), (root / source.filename).absolute()
-    files = [*source.train_list, *source.test_list]
+    files = {folder / name: md5 for name, md5 in (*source.train_list, *source.test_list)}
     if hasattr(source, "meta"):  # CIFAR's class names
-        files.append((source.meta["filename"], source.meta["md5"]))
-    damaged = [name for name, md5 in files if (folder / name).is_file() and md5_of(folder / name) != md5]
-    if damaged:
-        warnings.warn(
-            f"{folder} is damaged and will be replaced: wrong MD5 of {', '.join(damaged)}", stacklevel=2
+        files[folder / source.meta["filename"]] = source.meta["md5"]
+    files[archive] = source.tgz_md5
+    sound = {path: md5_of(path) == md5 for path, md5 in files.items() if path.is_file()}
+    for path in (path for path in sound if not sound[path]):
+        warnings.warn(f"{path} is damaged and will be replaced: its MD5 is wrong", stacklevel=2)
+    if not sound.get(archive):
+        print(
+            f"Downloading {url} to {archive}. {patience}\nInterrupt freely: the next run goes on where this "
+            "one stopped. WMSE_MIRROR=URL names a faster server.",
+            file=sys.stderr,
         )
-    if not archive.is_file() or md5_of(archive) != source.tgz_md5:
-        if archive.is_file():
-            warnings.warn(f"{archive} is damaged and will be replaced: its MD5 is wrong", stacklevel=2)
         advice = (
             f"By hand: fetch {source.url} (MD5 {source.tgz_md5}) where there is a network and put it at\n"
             f"  {archive}\nor its unpacked folder at\n  {folder}\n"
             "Another data folder: --data DIR or WMSE_DATA=DIR. Another server: WMSE_MIRROR=URL of the folder "
             "that holds the file."
-        )
-        print(
-            f"Downloading {url} to {archive}. {patience}\nInterrupt freely: the next run goes on where this "
-            "one stopped. WMSE_MIRROR=URL names a faster server.",
-            file=sys.stderr,
         )
         fetch(url, archive, source.tgz_md5, advice)
     with tarfile.open(archive) as tar:
