@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from wmse.networks import (
@@ -13,9 +14,12 @@ from wmse.networks import (
     build_networks,
     build_projector,
     embed,
+    fill,
+    read_weights,
     target_momentum,
 )
 from wmse.recipes import get_recipe
+from wmse.run import load_networks
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -177,3 +181,86 @@ def test_the_projector_sees_one_view_at_a_time_where_a_recipe_asks_for_it():
         features = [networks.encoder(view) for view in views]
         alone = torch.stack([networks.projector(rows) for rows in features])
         assert torch.allclose(outputs.embeddings, alone, atol=1e-5) == per_view
+
+
+# --- saved weights --------------------------------------------------------------------------------
+
+SMALL = replace(get_recipe("digits/w-mse-2"), projector_width=16, embedding_dim=8)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A folder with the encoder and the projector of `SMALL`, saved as a run saves them."""
+    networks = build_networks(SMALL, 10)
+    for name in ("encoder", "projector"):
+        save_file(getattr(networks, name).state_dict(), tmp_path / f"{name}.safetensors")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n", "a pointer of Git LFS"),
+        (b"\n<!DOCTYPE html><html>404</html>", "a web page"),
+        (b"", "an empty file"),
+        (b"\x10", "a cut or damaged file"),
+        (b"PK\x03\x04 and so on, for longer than a header", "a file of torch.save"),
+        (bytes(4096), "a cut or damaged file"),
+    ],
+)
+@pytest.mark.parametrize("name", ["encoder", "projector"])
+def test_a_file_that_holds_no_weights_is_told_for_what_it_is(saved, name, content, words):
+    (saved / f"{name}.safetensors").write_bytes(content)
+    with pytest.raises(ValueError) as told:
+        load_networks(saved, SMALL)
+    text = str(told.value)
+    assert (
+        text.startswith(f"{saved / name}.safetensors holds no weights, but is {words}") and "\n" not in text
+    )
+
+
+def test_weights_cut_anywhere_are_told_by_path(saved):
+    path = saved / "encoder.safetensors"
+    content = path.read_bytes()
+    for keep in (4, 8, 100, 2000, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:keep])
+        with pytest.raises(ValueError, match=r"encoder.safetensors holds no weights, but is a cut"):
+            read_weights(path)
+
+
+def test_weights_that_the_machine_cannot_read_are_its_fault(saved):
+    path = saved / "projector.safetensors"
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"projector.safetensors could not be read: No such file"):
+        load_networks(saved, SMALL)
+    path.mkdir()
+    with pytest.raises(IsADirectoryError, match=r"projector.safetensors could not be read: Is a directory"):
+        load_networks(saved, SMALL)
+
+
+def test_weights_of_another_network_or_recipe_are_told_by_path_and_difference(saved):
+    encoder, projector = saved / "encoder.safetensors", saved / "projector.safetensors"
+    with pytest.raises(
+        ValueError, match=r"projector.safetensors does not .*0.weight has shape \(16, 256\), not"
+    ):
+        load_networks(saved, replace(SMALL, projector_width=32))
+    with pytest.raises(ValueError, match=r"projector.safetensors does not hold .* more differences"):
+        load_networks(saved, replace(SMALL, method="supervised"))
+    with pytest.raises(ValueError, match=r"it lacks 1.weight; it lacks 1.bias; it lacks 1.run"):
+        fill(
+            nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)),
+            nn.Sequential(nn.Linear(2, 3)).state_dict(),
+            projector,
+        )
+    encoder.write_bytes(projector.read_bytes())
+    with pytest.raises(
+        ValueError, match=r"encoder.safetensors does not hold the encoder of this run's recipe"
+    ):
+        load_networks(saved, SMALL)
+
+
+def test_sound_weights_are_loaded_as_they_were_saved(saved):
+    for name, network in zip(("encoder", "projector"), load_networks(saved, SMALL), strict=True):
+        weights = read_weights(saved / f"{name}.safetensors")
+        assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items())
+        assert not network.training

@@ -261,6 +261,9 @@ def test_the_schedule_is_torchs_multistep_with_a_warmup(epochs):
         ({"epochs": 0}, "epochs"),
         ({"encoder": "vgg"}, "'vgg'.*resnet18"),
         ({"dataset": "mnist"}, "'mnist'.*digits"),
+        ({"seed": 9000000000000000000}, r"seed is 9000000000000000000; give .* 0 to 4294967295 "),
+        ({"seed": 2**32}, r"0 to 4294967295 \(2\*\*32 - 1\)"),
+        ({"seed": -1}, "seed is -1; give a whole number from 0"),
     ],
     ids=str,
 )

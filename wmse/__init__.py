@@ -22,6 +22,7 @@ What is measured, and where it runs:
     evaluation    k-NN, linear probes and all measures of a trained run
     metrics       effective rank, shared dimensions, alignment, uniformity
     numerics      precision: float32 inside autocast, checks that do not make the host wait
+    inputs        what people type, checked: paths, seeds, the parameters of a chapter
     machine       threads, memory, and the description of hardware and code that a record holds
 
 What is kept and shown:

@@ -13,6 +13,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any
 
+from wmse.inputs import as_path
 from wmse.recipes import RECIPES, Recipe, get_recipe
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def table(
     if not name:
         print("\n".join(f"{name:14}{outline.title}" for name, outline in OUTLINES.items()))
         return
-    entries, problems = read_records(results)
+    entries, problems = read_records(results := as_path(results))
     print((as_markdown if markdown else as_text)(make_table(name, entries, problems)))
     print(f"\nRecords below {results}: {len(entries)}, and {len(problems)} broken.")
 
@@ -77,6 +78,7 @@ def queue(results: Path = Path("results"), write: bool = False) -> None:
     from wmse.records import read_records
     from wmse.reproduction.queue import queue_markdown
 
+    results = as_path(results)
     text = queue_markdown(*read_records(results), results)
     if write:
         (results / "QUEUE.md").write_text(text, encoding="utf-8")

@@ -3,12 +3,16 @@
 import copy
 import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from wmse.machine import read_error
 from wmse.recipes import Recipe
 
 
@@ -187,3 +191,46 @@ def build_networks(recipe: Recipe, classes: int = 10) -> Networks:
     )
     predictor = build_projector(k, width, k) if recipe.method == "byol" else None
     return Networks(encoder, projector, predictor, recipe.projector_per_view)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. ValueError or OSError, with the path, if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64).lstrip()
+        return load_file(path)
+    except OSError as error:
+        raise error if error.errno is None else read_error(error, path) from error
+    except SafetensorError as error:
+        found = "a cut or damaged file"
+        if not start:
+            found = "an empty file"
+        elif start.startswith(b"version https://git-lfs"):
+            found = "a pointer of Git LFS, which `git lfs pull` replaces by the weights"
+        elif start.startswith(b"<"):
+            found = "a web page, saved in place of the weights"
+        elif start.startswith((b"PK", b"\x80")):
+            found = "a file of torch.save"
+        raise ValueError(
+            f"{path} holds no weights, but is {found} ({error}). Copy it afresh, or train the run again."
+        ) from error
+
+
+def fill(network: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    """Load the weights that were read from `path`; ValueError, saying what differs, if they do not fit."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    differs = [f"it lacks {name}" for name in wanted if name not in found]
+    differs += [f"{name} is not wanted" for name in found if name not in wanted]
+    differs += [
+        f"{name} has shape {found[name]}, not {wanted[name]}"
+        for name in wanted
+        if found.get(name, wanted[name]) != wanted[name]
+    ]
+    if differs:
+        some = "; ".join(differs[:3]) + (f"; and {len(differs) - 3} more differences" if differs[3:] else "")
+        raise ValueError(
+            f"{path} does not hold the {path.stem} of this run's recipe: {some}. Was another network, or "
+            "that of another recipe, saved under this name? Copy the right one, or train the run again."
+        )
+    network.load_state_dict(weights)

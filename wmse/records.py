@@ -21,6 +21,7 @@ import pydantic
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from wmse import machine
+from wmse.inputs import as_path
 from wmse.recipes import RECIPES, Recipe, ViewSettings
 
 if TYPE_CHECKING:
@@ -258,12 +259,12 @@ def results_folder() -> Path:
     sentence says so, and the answer is a folder that does not exist, in which no records are read.
     """
     chosen = os.environ.get("WMSE_RESULTS")
-    if chosen and not Path(chosen).is_dir():
+    if chosen and not as_path(chosen).is_dir():
         raise NotADirectoryError(f"$WMSE_RESULTS is {chosen!r}, which is no folder: correct it, or unset it")
     checkout = Path(__file__).resolve().parents[1]
     # An installed package lies beside others, and a `results` among those is not ours.
     roots = [checkout] * (checkout / "pyproject.toml").is_file() + [Path.cwd(), *Path.cwd().parents]
-    for folder in [Path(chosen)] if chosen else [root / "results" for root in roots]:
+    for folder in [as_path(chosen)] if chosen else [root / "results" for root in roots]:
         if folder.is_dir():
             return Path(os.path.relpath(folder))  # pages show it, without this machine's folders above it
     print(

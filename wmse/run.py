@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from wmse import distributed
 from wmse.data import ImageSet, StreamedSet, view_batches
-from wmse.networks import Networks, Outputs, build_networks, target_momentum
+from wmse.networks import Networks, Outputs, build_networks, fill, read_weights, target_momentum
 from wmse.numerics import require, resolve_precision, settle
 from wmse.objectives import WHOLE_BATCH, compute_loss
 from wmse.recipes import Recipe
@@ -243,12 +243,19 @@ def save_networks(run: Run, folder: Path) -> None:
 def load_networks(
     folder: str | Path, recipe: Recipe, device: torch.device | str = "cpu"
 ) -> tuple[nn.Module, nn.Module]:
-    """The trained encoder and projector of a finished run, in eval mode."""
-    encoder, projector = (load_file(Path(folder, f"{name}.safetensors")) for name in NETWORKS)
-    networks = build_networks(recipe, len(projector["weight"]) if recipe.method == "supervised" else 10)
-    networks.encoder.load_state_dict(encoder)
-    networks.projector.load_state_dict(projector)
-    return networks.encoder.to(device).eval(), networks.projector.to(device).eval()
+    """The trained encoder and projector of a finished run, in eval mode.
+
+    ValueError or OSError, naming the file and its fault, where one cannot be read or does not fit.
+    """
+    paths = [Path(folder, f"{name}.safetensors") for name in NETWORKS]
+    weights = [read_weights(path) for path in paths]
+    scores = weights[1].get("weight") if recipe.method == "supervised" else None
+    networks = build_networks(recipe, 10 if scores is None or not scores.ndim else len(scores))
+    loaded = networks.encoder, networks.projector
+    for network, tensors, path in zip(loaded, weights, paths, strict=True):
+        fill(network, tensors, path)
+        network.to(device).eval()
+    return loaded
 
 
 def save_checkpoint(run: Run, folder: Path) -> None:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from wmse import distributed, machine, records
 from wmse.data import OWN_PROBE, SPLITS, ImageSet, StreamedSet, load
 from wmse.evaluation import effective_rank, embedding_std, evaluate, features, project
+from wmse.inputs import as_path, check_seed
 from wmse.metrics import spectra
 from wmse.numerics import resolve_precision, settle
 from wmse.objectives import WHOLE_BATCH, check_method
@@ -72,7 +73,7 @@ def train(
             good checkpoint is kept.
         KeyboardInterrupt, SystemExit: on SIGINT or SIGTERM, after the current step and a checkpoint.
     """
-    recipe, out = recipe or get_recipe(name), Path(out)
+    recipe, out = recipe or get_recipe(name), as_path(out)
     with distributed.joined(device) as where:
         machine.configure_process(where)
         check_recipe(recipe, where)
@@ -174,6 +175,7 @@ def evaluate_run(
     folder: str | Path, data: str | Path | None = None, device: str | None = None
 ) -> dict[str, float]:
     """The metrics of a run's saved networks, computed again on the images of its record, which stays."""
+    folder = as_path(folder)
     record = records.read_record(folder)
     recipe = record.recipe
     where = distributed.choose_device(device)
@@ -187,6 +189,7 @@ def evaluate_run(
 
 def check_recipe(recipe: Recipe, device: torch.device) -> None:
     """Raise ValueError, saying what to change, for a recipe that would fail later on this many processes."""
+    check_seed(recipe.seed)
     if recipe.whitening not in WHITENING:
         raise ValueError(f"unknown whitening {recipe.whitening!r}; there are: {', '.join(WHITENING)}")
     needed = ["learning_rate", "batch_size", "embedding_dim", "projector_width", "width"]

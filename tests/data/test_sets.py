@@ -1,5 +1,6 @@
 """The image sets: what `digits` is made of, layouts of CIFAR and STL-10, downloads over a poor network."""
 
+import errno
 import hashlib
 import io
 import os
@@ -250,6 +251,36 @@ def test_cifar10_is_read_in_its_published_layout(small_cifar, tmp_path, monkeypa
     assert train.labels[2:4].tolist() == batch["labels"] and train.labels.dtype == torch.int64
     assert train.images.is_contiguous() and train.classes == tuple(CLASSES)
     assert train.mean == test.mean == (0.4914, 0.4822, 0.4465) and train.std == (0.2023, 0.1994, 0.2010)
+
+
+@pytest.mark.parametrize("name", ["cifar-10-batches-py", "cifar-100-python"])
+def test_a_sets_own_folder_is_taken_for_the_one_that_holds_it(small_cifar, tmp_path, name):
+    """Also another set's: nothing is downloaded into either."""
+    lay_out(tmp_path, small_cifar)
+    (tmp_path / name).mkdir(exist_ok=True)
+    assert len(data.load("cifar10", "train", root=tmp_path / name)) == 10
+
+
+def test_a_sets_own_folder_under_another_name_is_told(small_cifar, tmp_path):
+    lay_out(tmp_path, small_cifar)
+    (tmp_path / CIFAR10.base_folder).rename(tmp_path / "cifar10")
+    with pytest.raises(ValueError, match="cifar10 holds the files of cifar10 itself: rename it to cifar-10-batches"):
+        data.load("cifar10", "train", root=tmp_path / "cifar10")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EMFILE])
+def test_files_that_the_machine_cannot_read_are_neither_damaged_nor_absent(
+    small_cifar, tmp_path, monkeypatch, number
+):
+    lay_out(tmp_path, small_cifar)
+
+    def fail(path, *_, **__):
+        raise OSError(number, os.strerror(number), path)
+
+    monkeypatch.setattr("builtins.open", fail)
+    with pytest.raises(OSError, match=rf"data_batch_1 could not be read: {os.strerror(number)}") as told:
+        data.load("cifar10", "train", root=tmp_path)
+    assert told.value.errno == number
 
 
 def test_absent_cifar10_without_network_says_what_to_do(small_cifar, tmp_path, capsys):

@@ -6,7 +6,6 @@ image files (`wmse.data.folders`). ImageNet-100 is too large for memory and is s
 (`wmse.data.streaming`); the other sets are held in memory.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,8 @@ from wmse.data.digits import draw_digits
 from wmse.data.downloads import restore
 from wmse.data.folders import list_imagenet100, list_tiny_imagenet, read_images
 from wmse.data.streaming import StreamedSet, stream_views
+from wmse.inputs import data_folder
+from wmse.machine import read_error
 from wmse.views import Triple, ViewSettings, make_views, normalize_
 
 SPLITS = ("train", "probe", "test")
@@ -98,7 +99,8 @@ def load(
     Args:
         name: a key of `SETS`.
         split: "train", "probe" or "test".
-        root: the folder of data sets, each in its published layout; None: `$WMSE_DATA`, else "data".
+        root: the folder of data sets, each in its published layout, or the set's own folder in it; None:
+            `$WMSE_DATA`, else "data".
         device: where the set is put.
         limit: take only the first images, 1 to the size of the split.
         mirror: base address for downloads; None: `$WMSE_MIRROR`, else the publisher's.
@@ -106,13 +108,14 @@ def load(
     Raises:
         ValueError: an unknown name or split, a limit out of range, or image files that are not as published.
         FileNotFoundError: a folder of image files that is absent.
+        OSError: files that the machine cannot read.
         wmse.data.downloads.DownloadError: a set that is absent and could not be downloaded.
     """
     if name not in SETS:
         raise ValueError(f"unknown data set {name!r}; there are: {', '.join(SETS)}")
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; there are: {', '.join(SPLITS)}")
-    images = SETS[name](name, split, Path(root or os.environ.get("WMSE_DATA") or "data"), mirror)
+    images = SETS[name](name, split, data_folder(root), mirror)
     if limit is not None:
         if not 0 < limit <= len(images):
             raise ValueError(f"limit is {limit}, not within 1 to {len(images)}, the size of {name} {split}")
@@ -222,8 +225,18 @@ def _checked(name: str, root: Path, mirror: str | None, **options):
     from torchvision import datasets
 
     source = getattr(datasets, name.upper())
+    folder = root / source.base_folder
+    if not folder.exists() and (root / source.train_list[0][0]).is_file():
+        raise ValueError(
+            f"{root} holds the files of {name} itself: rename it to {source.base_folder}, or move them into "
+            f"{folder}"
+        )
     try:
+        if folder.is_dir():
+            next(folder.iterdir(), None)  # torchvision takes a folder that it may not read for an absent one
         return source(root, **options)
+    except OSError as error:
+        raise error if error.errno is None else read_error(error, error.filename or folder) from error
     except RuntimeError:  # torchvision: "Dataset not found or corrupted"
         restore(source, root, mirror, PATIENCE[name])
         return source(root, **options)
