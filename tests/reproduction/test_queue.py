@@ -13,7 +13,7 @@ from wmse.records import read_records
 from wmse.reproduction.queue import (
     ON_A_GPU_FIRST,
     STAGES,
-    RunKey,
+    QueuedRun,
     estimate,
     queue_markdown,
     speed,
@@ -30,10 +30,6 @@ def queue(root):
     return [queued for stage in STAGES for queued in wanted(stage, entries, root)]
 
 
-def listed(root):
-    return [queued.key for queued in queue(root)]
-
-
 def test_the_committed_queue_is_up_to_date(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     assert main(["queue"]) == 0
@@ -48,7 +44,7 @@ def test_every_run_is_a_recipe_and_wanted_once():
 
 
 def test_without_records_all_runs_are_listed_in_their_order(tmp_path):
-    assert listed(tmp_path) == EVERY_RUN
+    assert queue(tmp_path) == EVERY_RUN
     text = queue_markdown([], [], "results")
     commands = [line.split("`")[1] for line in text.splitlines() if line[:1].isdigit()]
     assert commands[:2] == list(ON_A_GPU_FIRST) and len(commands) == 2 + len(EVERY_RUN)
@@ -62,12 +58,12 @@ def test_without_records_all_runs_are_listed_in_their_order(tmp_path):
 @pytest.mark.parametrize("run", EVERY_RUN)
 def test_a_finished_run_leaves_the_list_and_no_other_does(run, tmp_path):
     put(tmp_path, example_record(run.name, run.seed, dict(run.changes)))
-    assert listed(tmp_path) == [other for other in EVERY_RUN if other != run]
+    assert queue(tmp_path) == [other for other in EVERY_RUN if other != run]
 
 
 @pytest.mark.parametrize("run", [run for run in EVERY_RUN if run.changes])
 def test_the_command_of_a_changed_recipe_trains_it(run, tmp_path, monkeypatch):
-    (queued,) = (queued for queued in queue(tmp_path) if queued.key == run)
+    (queued,) = (queued for queued in queue(tmp_path) if queued == run)
     trained = []
     monkeypatch.setattr(
         "wmse.training.train", lambda *given, **named: trained.append((given, named)) or 1 / 0
@@ -80,7 +76,7 @@ def test_the_command_of_a_changed_recipe_trains_it(run, tmp_path, monkeypatch):
 
 def test_precision_and_compilation_make_no_other_run(tmp_path):
     put(tmp_path, example_record(recipe={"precision": "float32", "compile": True}))
-    assert RunKey("cifar10/w-mse-2", 0) not in listed(tmp_path)
+    assert QueuedRun("cifar10/w-mse-2", 0) not in queue(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -90,8 +86,8 @@ def test_precision_and_compilation_make_no_other_run(tmp_path):
 )
 def test_another_rung_or_seed_or_an_obsolete_record_leaves_the_run_wanted(changes, tmp_path):
     taken = put(tmp_path, example_record(**changes), "cifar10/w-mse-2/seed-0")
-    assert listed(tmp_path) == EVERY_RUN
-    (queued,) = (queued for queued in queue(tmp_path) if queued.key[:2] == ("cifar10/w-mse-2", 0))
+    assert queue(tmp_path) == EVERY_RUN
+    (queued,) = (queued for queued in queue(tmp_path) if queued == QueuedRun("cifar10/w-mse-2", 0))
     assert queued.out == taken.with_name("seed-0-2"), "the command must not meet another run's folder"
     assert "--resume" not in queued.command
 
@@ -99,16 +95,16 @@ def test_another_rung_or_seed_or_an_obsolete_record_leaves_the_run_wanted(change
 @pytest.mark.parametrize("status", ["interrupted", "failed", "running"])
 def test_a_run_that_was_stopped_is_resumed_where_it_lies(status, tmp_path):
     folder = put(tmp_path, example_record(status=status), "elsewhere")
-    (queued,) = (queued for queued in queue(tmp_path) if queued.key[:2] == ("cifar10/w-mse-2", 0))
+    (queued,) = (queued for queued in queue(tmp_path) if queued == QueuedRun("cifar10/w-mse-2", 0))
     assert queued.out == folder and queued.command.endswith("--resume")
     assert f"its record says {status!r}" in queue_markdown(*read_records(tmp_path), tmp_path)
 
 
 def test_a_run_that_broke_down_by_its_own_numbers_is_not_wanted_again(tmp_path):
     put(tmp_path, example_record(status="failed", error="DivergenceError: the loss is NaN near step 7"))
-    assert RunKey("cifar10/w-mse-2", 0) not in listed(tmp_path)
+    assert QueuedRun("cifar10/w-mse-2", 0) not in queue(tmp_path)
     put(tmp_path, example_record("cifar10-200/simclr", 1, status="failed", error="OSError: the disk is full"))
-    assert RunKey("cifar10-200/simclr", 1) in listed(tmp_path)
+    assert QueuedRun("cifar10-200/simclr", 1) in queue(tmp_path)
 
 
 def test_a_broken_record_is_named(tmp_path):
@@ -147,7 +143,7 @@ def test_speeds_are_assumed_until_a_record_of_the_like_measured_one(tmp_path):
 
 
 def test_times_follow_from_views_and_speed(tmp_path):
-    (queued,) = (queued for queued in queue(tmp_path) if queued.key[:2] == ("cifar10/w-mse-2", 0))
+    (queued,) = (queued for queued in queue(tmp_path) if queued == QueuedRun("cifar10/w-mse-2", 0))
     assert queued.seconds == queued.views / 60_000
     assert "99.3 million views, 28 min (assumed)" in queue_markdown([], [], "results")
 
@@ -164,7 +160,7 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys):
 
 
 def test_a_missing_run_is_shown_with_its_command_and_cost(tmp_path):
-    text = estimate("cifar10/w-mse-2", "cuda", [], tmp_path)
+    text = estimate("cifar10/w-mse-2", "cuda", [])
     assert text == "`train cifar10/w-mse-2`, 28 min"
-    text = estimate("cifar10/raw-pixels", "cpu", [], tmp_path)
+    text = estimate("cifar10/raw-pixels", "cpu", [])
     assert text == "`train cifar10/raw-pixels`", "nothing is trained"

@@ -116,7 +116,7 @@ def test_runs_scored_on_different_numbers_of_images_are_not_averaged(tmp_path):
         put(tmp_path, record)
     made = table(tmp_path)
     half, whole = scores(made, dataset="tiny-imagenet")
-    assert (half.images, whole.images) == (5_000, 10_000)
+    assert (half.test, whole.test) == (5_000, 10_000)
     assert half.difference == pytest.approx(0.5) and not half.not_compared_because
     assert isnan(whole.difference) and "5,000" in whole.not_compared_because
     shown = {line["scored on"]: line["ours - paper"] for line in lines(made, dataset="tiny-imagenet")}

@@ -6,7 +6,6 @@ have not found their figures.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from wmse.recipes import SOLO_LEARN
@@ -25,16 +24,14 @@ class Setting(NamedTuple):
     name: str = BASE  # of the recipe
 
 
-@dataclass(frozen=True)
-class Ablation:
+class Ablation(NamedTuple):
     """Settings that differ in one choice; the others are compared with the first."""
 
     choice: str  # what differs, as the label of a figure's axis
     settings: tuple[Setting, ...]
 
 
-@dataclass(frozen=True)
-class Compared:
+class Compared(NamedTuple):
     """What the runs of one setting scored."""
 
     setting: Setting
@@ -44,29 +41,18 @@ class Compared:
     decided: bool  # whether `lead` may be read as a verdict: three seeds of each, and no breakdown
 
 
-def _settings(field: str, values: Mapping[str, Any]) -> tuple[Setting, ...]:
-    return tuple(Setting(label, {field: value}) for label, value in values.items())
-
-
-def _positives(d: int, epochs: int, lr_drops: tuple[int, int]) -> Setting:
-    """As many views in all and in each step for every d: more positives, fewer epochs."""
-    more = {} if d == 4 else {"positives": d}
-    return Setting(str(d), more | {"epochs": epochs, "lr_drops": lr_drops}, "digits/w-mse-4")
-
-
 _BY_QR = {"batch_size": 132, "whitening": "qr"}
 ABLATIONS = {
     "distance": Ablation(
-        "distance between positives",
-        (Setting("cosine"), Setting("Euclidean", {"normalize": False})),
+        "distance between positives", (Setting("cosine"), Setting("Euclidean", {"normalize": False}))
     ),
-    "positives": Ablation(
+    "positives": Ablation(  # as many views in all and in each step: more positives, fewer epochs
         "positives of an image, d",
         (
             Setting("2", name="digits/w-mse-2-half-batch"),
-            _positives(3, 43, (11, 4)),
-            _positives(4, 32, (8, 3)),
-            _positives(8, 16, (4, 2)),
+            Setting("3", {"positives": 3, "epochs": 43, "lr_drops": (11, 4)}, "digits/w-mse-4"),
+            Setting("4", {"epochs": 32, "lr_drops": (8, 3)}, "digits/w-mse-4"),
+            Setting("8", {"positives": 8, "epochs": 16, "lr_drops": (4, 2)}, "digits/w-mse-4"),
         ),
     ),
     "slice size": Ablation(  # 132 images a batch, because 33 = k + 1, 44, 66 and 132 divide it
@@ -80,13 +66,15 @@ ABLATIONS = {
     ),
     "iterations": Ablation(
         "permutations into slices, w_iter",
-        (Setting("1"), *_settings("iterations", {"4": 4, "16": 16})),
+        (Setting("1"), Setting("4", {"iterations": 4}), Setting("16", {"iterations": 16})),
     ),
     "whitening": Ablation(
         "whitening matrix",
         (
             Setting("Cholesky"),
-            *_settings("whitening", {"ZCA": "zca", "PCA": "pca", "Newton-Schulz": "newton-schulz"}),
+            Setting("ZCA", {"whitening": "zca"}),
+            Setting("PCA", {"whitening": "pca"}),
+            Setting("Newton-Schulz", {"whitening": "newton-schulz"}),
         ),
     ),
     "projector": Ablation(
@@ -95,7 +83,7 @@ ABLATIONS = {
     ),
     "shrinkage": Ablation(
         "shrinkage of the covariance, eps",
-        (Setting("0"), *_settings("whitening_eps", {"0.0001": 1e-4, "0.01": 0.01, "0.1": 0.1, "0.5": 0.5})),
+        (Setting("0"), *(Setting(str(eps), {"whitening_eps": eps}) for eps in (0.0001, 0.01, 0.1, 0.5))),
     ),
     "second view": Ablation(
         "the second view",
@@ -136,9 +124,8 @@ def compare(ablation: Ablation, entries: Sequence[Entry], metric: str = "linear_
         breakdowns = {seed: run.breakdown for seed, run in runs.items() if run.breakdown}
         base = compared[0].values if compared else values
         fewest = min(len(values), len(base))
-        lead = None
-        if compared and fewest > 1:
-            lead = interval(list(values.values()), list(base.values()))
+        led = compared and fewest > 1
+        lead = interval(list(values.values()), list(base.values())) if led else None
         compared.append(Compared(setting, values, breakdowns, lead, fewest >= MIN_SEEDS and not breakdowns))
     return compared
 

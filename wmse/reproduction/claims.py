@@ -10,8 +10,9 @@ with Welch's 95% interval, and the verdict follows from where that interval lies
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
+from typing import NamedTuple
 
 from wmse.figures import METHOD_TITLES
 from wmse.records import Entry, Record, by_seed
@@ -21,12 +22,10 @@ COMPETITIVE = 1.0  # points of accuracy that a "competitive" method may lie behi
 CLEARLY = 5.0  # points by which a method that learns must lead one that does not
 COLLAPSED = 0.1  # fraction of the embedding's dimensions shared by two views; up to it a run has collapsed
 TESTED_BUDGETS = ("cifar10", "cifar10-200", "cifar10-cpu", "digits")  # from the paper's own down
-VERDICTS = ("holds", "fails", "open", "not yet tested")
 Runs = Mapping[str, Sequence[Record]]  # by method
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """A difference of two means and its 95% interval."""
 
     difference: float
@@ -34,17 +33,15 @@ class Interval:
     high: float
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """What the runs at one budget say of a claim."""
 
     budget: str
-    verdict: str  # one of VERDICTS
+    verdict: str  # holds | fails | open | not yet tested
     evidence: str  # the numbers behind it, in words; for "not yet tested", what is missing
 
 
-@dataclass(frozen=True)
-class Claim:
+class Claim(NamedTuple):
     """A claim of the paper's abstract, and the rule that decides it."""
 
     name: str
@@ -59,8 +56,8 @@ def findings(claim: Claim, entries: Sequence[Entry]) -> list[Finding]:
     found = []
     for budget in TESTED_BUDGETS:
         runs = {method: list(by_seed(entries, f"{budget}/{method}").values()) for method in claim.methods}
-        enough = all(len(seeds) >= MIN_SEEDS for seeds in runs.values())
-        found.append(Finding(budget, *(claim.decide(runs) if enough else ("not yet tested", _lacking(runs)))))
+        lacking = _lacking(runs)
+        found.append(Finding(budget, *(("not yet tested", lacking) if lacking else claim.decide(runs))))
     return found
 
 
@@ -81,43 +78,36 @@ def verdict(found: Interval, above: float) -> str:
 
 
 def _lacking(runs: Runs) -> str:
-    """How many seeds are on record, where there are too few."""
-    counts = {METHOD_TITLES[method]: len(seeds) for method, seeds in runs.items() if len(seeds) < MIN_SEEDS}
-    if not any(counts.values()) and len(counts) == len(runs):
+    """How many seeds are on record, where there are too few; else nothing."""
+    if not any(runs.values()):
         return "no run yet"
+    counts = {METHOD_TITLES[method]: len(seeds) for method, seeds in runs.items() if len(seeds) < MIN_SEEDS}
     seeds = ", ".join(f"{name} has {count or 'none'}" for name, count in counts.items())
-    return f"of {MIN_SEEDS} seeds {seeds}"
+    return seeds and f"of {MIN_SEEDS} seeds {seeds}"
 
 
-def _leads(method: str, others: Sequence[str], above: float) -> Callable[[Runs], tuple[str, str]]:
-    """The rule that a method's linear accuracy exceeds each other's by more than `above`.
+def _leads(runs: Runs, above: float) -> tuple[str, str]:
+    """The rule that the first method's linear accuracy exceeds each other's by more than `above`.
 
     The claim fails if it fails against any of the others, else it is open if it is open against any.
     """
-
-    def decide(runs: Runs) -> tuple[str, str]:
-        values = {name: [run.metrics["linear_top1"] for run in seeds] for name, seeds in runs.items()}
-        leads = {other: interval(values[method], values[other]) for other in others}
-        verdicts = [verdict(lead, above) for lead in leads.values()]
-        evidence = "; ".join(
-            f"{METHOD_TITLES[method]} - {METHOD_TITLES[other]}: {lead.difference:+.2f} points, "
-            f"95% interval {lead.low:+.2f} to {lead.high:+.2f}"
-            for other, lead in leads.items()
-        )
-        return next(word for word in ("fails", "open", "holds") if word in verdicts), evidence
-
-    return decide
+    (first, own), *others = ((m, [run.metrics["linear_top1"] for run in runs[m]]) for m in runs)
+    leads = {other: interval(own, values) for other, values in others}
+    verdicts = [verdict(lead, above) for lead in leads.values()]
+    evidence = "; ".join(
+        f"{METHOD_TITLES[first]} - {METHOD_TITLES[other]}: {lead.difference:+.2f} points, "
+        f"95% interval {lead.low:+.2f} to {lead.high:+.2f}"
+        for other, lead in leads.items()
+    )
+    return next(word for word in ("fails", "open", "holds") if word in verdicts), evidence
 
 
 def _no_collapse(runs: Runs) -> tuple[str, str]:
-    shared = {
-        method: [(run.metrics.get("cca_dimensions") or 0.0) / run.recipe.embedding_dim for run in seeds]
-        for method, seeds in runs.items()
-    }
-    ranges = (
-        f"{100 * min(found):.0f}% to {100 * max(found):.0f}% in {METHOD_TITLES[method]}"
-        for method, found in shared.items()
-    )
+    shared, ranges = {}, []
+    for method, seeds in runs.items():
+        found = [(run.metrics.get("cca_dimensions") or 0.0) / run.recipe.embedding_dim for run in seeds]
+        shared[method] = found
+        ranges.append(f"{100 * min(found):.0f}% to {100 * max(found):.0f}% in {METHOD_TITLES[method]}")
     evidence = f"of the dimensions two views share {', '.join(ranges)}"
     if min(shared["w-mse-2"]) <= COLLAPSED:
         return "fails", evidence
@@ -131,7 +121,7 @@ CLAIMS = (
         f"The interval of W-MSE 2's lead in linear accuracy lies above -{COMPETITIVE:g} point, against "
         "SimCLR and against BYOL.",
         ("w-mse-2", "simclr", "byol"),
-        _leads("w-mse-2", ("simclr", "byol"), above=-COMPETITIVE),
+        partial(_leads, above=-COMPETITIVE),
     ),
     Claim(
         "no negatives",
@@ -139,14 +129,14 @@ CLAIMS = (
         f"W-MSE 2, which has none, is more than {CLEARLY:g} points of linear accuracy ahead of the same loss "
         "without whitening, and of an encoder that was never trained.",
         ("w-mse-2", "mse", "random-encoder"),
-        _leads("w-mse-2", ("mse", "random-encoder"), above=CLEARLY),
+        partial(_leads, above=CLEARLY),
     ),
     Claim(
         "positives",
         "More positives help.",
         "W-MSE 4 has a higher linear accuracy than W-MSE 2 at equal epochs: the interval lies above 0.",
         ("w-mse-4", "w-mse-2"),
-        _leads("w-mse-4", ("w-mse-2",), above=0.0),
+        partial(_leads, above=0.0),
     ),
     Claim(
         "no collapse",

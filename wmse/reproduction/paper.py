@@ -7,8 +7,10 @@ shown with that mark). Its origin is `paper` (Ermolov et al., ICML 2021, PMLR 13
 """
 
 import csv
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -28,16 +30,10 @@ class Figure:
     protocol: str = "w-mse"  # w-mse: the paper's | own: another, which may explain a difference
 
 
-def read_figures() -> list[Figure]:
-    """All rows of `paper.csv`, in its order."""
-    with files(__package__).joinpath("paper.csv").open(encoding="utf-8", newline="") as table:
-        return [
-            Figure(**row | {"value": float(row["value"]), "epochs": int(row["epochs"] or 0) or None})
-            for row in csv.DictReader(table)
-        ]
-
-
-_ROWS = read_figures()
+_ROWS = [
+    Figure(**row | {"value": float(row["value"]), "epochs": int(row["epochs"] or 0) or None})
+    for row in csv.DictReader(files(__package__).joinpath("paper.csv").read_text("utf-8").splitlines())
+]
 FIGURES = tuple(figure for figure in _ROWS if figure.origin == "paper")
 LATER = tuple(figure for figure in _ROWS if figure.origin == "later")
 
@@ -47,13 +43,9 @@ def paper_figure(dataset: str, method: str, metric: str, epochs: int | None = No
 
     Raises ValueError if the cell has several, for different numbers of epochs, and `epochs` is None.
     """
-    figures = [
-        f
-        for f in FIGURES
-        if (f.dataset, f.method, f.metric) == (dataset, method, metric) and epochs in (None, f.epochs)
-    ]
+    figures = _select(FIGURES, dataset=dataset, method=method, metric=metric, epochs=epochs)
     if len(figures) > 1:
-        choices = ", ".join(str(f.epochs) for f in figures)
+        choices = ", ".join(str(figure.epochs) for figure in figures)
         raise ValueError(f"{dataset} {method} {metric} has a figure for each of {choices} epochs: say which")
     return figures[0] if figures else None
 
@@ -62,8 +54,8 @@ def later_figures(
     dataset: str | None = None, method: str | None = None, metric: str | None = None
 ) -> list[Figure]:
     """Numbers published by others after the paper; an argument that is None selects all its values."""
-    return [
-        f
-        for f in LATER
-        if dataset in (None, f.dataset) and method in (None, f.method) and metric in (None, f.metric)
-    ]
+    return _select(LATER, dataset=dataset, method=method, metric=metric)
+
+
+def _select(figures: Iterable[Figure], **wanted: Any) -> list[Figure]:
+    return [f for f in figures if all(value in (None, getattr(f, key)) for key, value in wanted.items())]

@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from textwrap import fill
 from typing import Any, NamedTuple
@@ -34,59 +34,50 @@ TIMES = (
 ON_A_GPU_FIRST = ("python -m pytest tests/test_cuda.py", "python -m benchmarks --device cuda --profile")
 
 
-class RunKey(NamedTuple):
-    """A run by its recipe's name, its seed, and the changes to the recipe."""
+@dataclass(frozen=True)
+class QueuedRun:
+    """A run that is wanted; where its record goes and what it costs follow from the records."""
 
-    name: str
+    name: str  # of the recipe
     seed: int
-    changes: tuple[tuple[str, Any], ...] = ()  # fields and values
+    changes: tuple[tuple[str, Any], ...] = ()  # fields of the recipe and their values
+    out: Path = field(default=Path(), compare=False)  # of an unfinished record, or a free folder
+    status: str = field(default="", compare=False)  # of the unfinished record
+    views: int = field(default=0, compare=False)  # to train on, all epochs together
+    seconds: float = field(default=0.0, compare=False)  # of training
+    basis: str = field(default="", compare=False)  # what the seconds are computed from
 
     @property
     def recipe(self) -> Recipe:
         return replace(get_recipe(self.name), **dict(self.changes))
 
     @property
-    def flags(self) -> list[str]:
-        return flags(dict(self.changes))
+    def command(self) -> str:
+        words = ["train", self.name, "--seed", str(self.seed), *flags(dict(self.changes))]
+        words += ["--out", self.out.as_posix()] + ["--resume"] * bool(self.status)
+        return shlex.join(["python", "-m", "wmse", *words])
 
 
-@dataclass(frozen=True)
-class Stage:
+class Stage(NamedTuple):
     """Runs that are wanted at the same time, and for the same reason."""
 
     title: str
     device: str  # cuda | cpu: the least that they need
-    runs: tuple[RunKey, ...]
+    runs: tuple[QueuedRun, ...]
 
 
-@dataclass(frozen=True)
-class QueuedRun:
-    """A run that is wanted, where its record goes, and what it costs."""
-
-    key: RunKey
-    out: Path  # results/digits/w-mse-2/slice-size-33/seed-0, or the folder of its unfinished record
-    status: str  # of that record, or ""
-    views: int  # to train on, all epochs together
-    seconds: float  # of training
-    basis: str  # what the seconds are computed from
-
-    @property
-    def command(self) -> str:
-        words = ["train", self.key.name, "--seed", str(self.key.seed), *self.key.flags]
-        words += ["--out", self.out.as_posix()]
-        return shlex.join(["python", "-m", "wmse", *words]) + (" --resume" if self.status else "")
-
-
-def _runs(budgets: Iterable[str], methods: Sequence[str], seeds: Iterable[int] = (0,)) -> tuple[RunKey, ...]:
+def _runs(
+    budgets: Iterable[str], methods: Sequence[str], seeds: Iterable[int] = (0,)
+) -> tuple[QueuedRun, ...]:
     names = [f"{budget}/{method}" for budget in budgets for method in methods]
-    return tuple(RunKey(name, seed) for seed in seeds for name in names)
+    return tuple(QueuedRun(name, seed) for seed in seeds for name in names)
 
 
-def _ablated() -> tuple[RunKey, ...]:
+def _ablated() -> tuple[QueuedRun, ...]:
     """Every setting once, though some ablations share one; all runs of one seed before the next seed's."""
     ablations = (*ABLATIONS.values(), three_w_mses("digits"))
     settings = [setting for ablation in ablations for setting in ablation.settings]
-    runs = [RunKey(s.name, seed, tuple(s.changes.items())) for seed in SEEDS for s in settings]
+    runs = [QueuedRun(s.name, seed, tuple(s.changes.items())) for seed in SEEDS for s in settings]
     return tuple(dict.fromkeys(runs))
 
 
@@ -113,9 +104,26 @@ STAGES = (
 
 def wanted(stage: Stage, entries: Sequence[Entry], results: Path) -> list[QueuedRun]:
     """The stage's runs that neither finished nor broke down; their folders are below `results`."""
-    runs = [(key, _records_of(key, entries)) for key in stage.runs]
-    over = [key for key, own in runs if any(e.record.status == "finished" or e.record.breakdown for e in own)]
-    return [_queued(key, stage.device, entries, results) for key, _ in runs if key not in over]
+    queued = []
+    for run in stage.runs:
+        same = [e for e in entries if (e.record.name, e.record.seed) == (run.name, run.seed)]
+        own = [e for e in same if e.record.changes == dict(run.changes)]
+        if any(e.record.status == "finished" or e.record.breakdown for e in own):
+            continue
+        changes = "-".join(word.removeprefix("--") for word in flags(dict(run.changes)))
+        out, status = free_folder(results / run.name / changes / f"seed-{run.seed}"), ""
+        for entry in own:
+            if entry.record.status != "obsolete":
+                out, status = entry.folder, entry.record.status
+        queued.append(replace(run, out=out, status=status, **cost(run.recipe, stage.device, entries)))
+    return queued
+
+
+def cost(recipe: Recipe, device: str, entries: Sequence[Entry]) -> dict[str, Any]:
+    """Views, seconds and basis as in `QueuedRun`, on a kind of device, cuda or cpu."""
+    views = views_to_train(recipe)
+    per_second, basis = speed(recipe, device, entries) if views else (1.0, "nothing is trained")
+    return {"views": views, "seconds": views / per_second, "basis": basis}
 
 
 def views_to_train(recipe: Recipe) -> int:
@@ -131,31 +139,27 @@ def speed(recipe: Recipe, device: str, entries: Sequence[Entry]) -> tuple[float,
     the same method is preferred, then the fastest.
     """
     alike = [
-        entry
-        for entry in entries
-        if entry.record.status == "finished"
-        and entry.record.views_per_second
-        and entry.record.processes == 1
-        and entry.record.hardware.get("device") == device
-        and _network(entry.record.recipe) == _network(recipe)
+        e
+        for e in entries
+        if e.record.status == "finished" and e.record.views_per_second and e.record.processes == 1
+        if e.record.hardware.get("device") == device and _network(e.record.recipe) == _network(recipe)
     ]
     if alike:
-        by_preference = sorted(alike, key=lambda entry: -entry.record.views_per_second)
-        best = min(by_preference, key=lambda entry: entry.record.recipe.method != recipe.method)
+        best = max(alike, key=lambda e: (e.record.recipe.method == recipe.method, e.record.views_per_second))
         on = hardware_label(best.record.hardware)
         return best.record.views_per_second, f"as measured on {on}, {best.folder.as_posix()}"
     assumed = ASSUMED[device]
-    grid = _view_side(recipe) / STRIDES[recipe.stem]
+    grid = _network(recipe)[-1] / STRIDES[recipe.stem]
     return assumed["speed"] / ((grid / 32) ** 2 * (recipe.width / assumed["width"]) ** 2), "assumed"
 
 
-def estimate(name: str, device: str, entries: Sequence[Entry], results: str | Path) -> str:
+def estimate(name: str, device: str, entries: Sequence[Entry]) -> str:
     """How to make a run that nobody has made, in Markdown: what to add to `python -m wmse`, and the time.
 
     device: cuda | cpu, the kind that it would run on; where no record has measured it, at an assumed speed.
     """
-    run = _queued(RunKey(name, 0), device, entries, Path(results))
-    return f"`train {name}`" + (f", {duration(run.seconds)}" if run.views else "")
+    seconds = cost(get_recipe(name), device, entries)["seconds"]
+    return f"`train {name}`" + (f", {duration(seconds)}" if seconds else "")
 
 
 def queue_markdown(entries: Sequence[Entry], problems: Sequence[str], results: str | Path) -> str:
@@ -181,30 +185,13 @@ def queue_markdown(entries: Sequence[Entry], problems: Sequence[str], results: s
 def flags(changes: Mapping[str, Any]) -> list[str]:
     """Changes of a recipe as flags of `python -m wmse train`: ["--slice-size", "33", "--no-normalize"]."""
     words = []
-    for field, value in changes.items():
-        flag = field.replace("_", "-")
+    for key, value in changes.items():
+        flag = key.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
             words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else [value])]
     return words
-
-
-def _records_of(key: RunKey, entries: Sequence[Entry]) -> list[Entry]:
-    """The records of exactly that run."""
-    own = [entry for entry in entries if (entry.record.name, entry.record.seed) == key[:2]]
-    return [entry for entry in own if entry.record.changes == dict(key.changes)]
-
-
-def _queued(key: RunKey, device: str, entries: Sequence[Entry], results: Path) -> QueuedRun:
-    unfinished = ("interrupted", "failed", "running")
-    stopped = [entry for entry in _records_of(key, entries) if entry.record.status in unfinished]
-    changes = "-".join(word.removeprefix("--") for word in key.flags)
-    folder = results / key.name / changes / f"seed-{key.seed}"
-    out, status = (stopped[-1].folder, stopped[-1].record.status) if stopped else (free_folder(folder), "")
-    views = views_to_train(key.recipe)
-    per_second, basis = speed(key.recipe, device, entries) if views else (1.0, "nothing is trained")
-    return QueuedRun(key, out, status, views, views / per_second, basis)
 
 
 def _line(run: QueuedRun) -> str:
@@ -214,8 +201,6 @@ def _line(run: QueuedRun) -> str:
 
 
 def _network(recipe: Recipe) -> tuple[str, int, str, int]:
-    return recipe.encoder, recipe.width, recipe.stem, _view_side(recipe)
-
-
-def _view_side(recipe: Recipe) -> int:
-    return recipe.views.size or IMAGE_SIDES.get(recipe.dataset, 32)
+    """What the speed depends on: kind, width and stem of the encoder, and the side of a view in pixels."""
+    side = recipe.views.size or IMAGE_SIDES.get(recipe.dataset, 32)
+    return recipe.encoder, recipe.width, recipe.stem, side

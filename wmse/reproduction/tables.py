@@ -4,7 +4,7 @@
 terminal, for Markdown with all columns, and for a page of the book, whose few columns fit on a phone.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,7 +14,7 @@ import pandas as pd
 
 from wmse.figures import DATASET_TITLES, METHOD_TITLES
 from wmse.recipes import COMPARED, FLOORS, RECIPES
-from wmse.records import Entry
+from wmse.records import Entry, Record
 from wmse.reproduction.paper import FIGURES, LATER, Figure, later_figures, paper_figure
 
 MARGIN = 1.0  # points below the paper's figure that still count as reaching it; fixed before any run
@@ -22,20 +22,17 @@ MARGIN = 1.0  # points below the paper's figure that still count as reaching it;
 SCORED_ON = {"cifar10": 10_000, "cifar100": 10_000, "stl10": 8_000}
 SCORED_ON |= {"tiny-imagenet": 5_000, "imagenet100": 5_000}
 
-MARKS = {"second-hand": "†", "unsure": "?"}
+MARKS = {"sure": "", "second-hand": "†", "unsure": "?"}
 OWN_PROTOCOL = "‡"
 LEGEND = f"""† second-hand: read in later work that copies it. ? unsure: remembered, seen nowhere.
 {OWN_PROTOCOL} in a protocol of its own, to which a difference may be due.
 "paper" and "later work" are quoted; "ours" is measured: mean ± standard deviation over seeds.
 ✓ reached, at the paper's own number of epochs: less than {MARGIN:g} point below its figure. ✗ not reached."""
-NO_RUN, QUOTED_ONLY = "no run yet", "quoted only"
 COLUMNS = ("method", "paper", "later work", "rung", "ours", "ours - paper", "seeds", "scored on", "records")
 PAGE_COLUMNS = ("method", "paper", "ours", "ours - paper", "later work")
 
-IMAGES = ["test", "probe", "train"]  # numbers of images to test, to train the classifiers, and to train on
-KIND = ["dataset", "method", "label", *IMAGES]  # what runs must share to be averaged
-NOT_MEASURED = {"budget": "", "label": "", "changes": "", "images": 0, "seeds": (), "folders": ()}
-NOT_MEASURED |= {"not_compared_because": ""}
+BUDGETS = list(dict.fromkeys(name.split("/")[0] for name in RECIPES))  # from the paper's own down
+SOURCE = ["origin", "encoder", "source", "note"]  # what figures of one source share
 
 
 @dataclass(frozen=True)
@@ -69,27 +66,22 @@ class Table:
     """The scores of a table, and remarks on records that were left out.
 
     `scores` has a row for each line and metric, in the order of the table. A line is one method on one data
-    set at one budget, or a method without runs. Its columns:
+    set at one budget, or a method without runs, whose columns of runs are empty. The columns:
 
         dataset, method, line   the line; a method's lines are numbered from 0
         metric                  a key of the records' metrics
         paper, later            the published `Figure`, or None
         budget, label, changes  "cifar10"; "cifar10 (1000 epochs), but epochs 20"; "epochs 20" or ""
-        images, seeds, folders  test images; the seed and the folder of each run; empty without runs
+        test, seeds, folders    number of test images; the seed and the folder of each run
         not_compared_because    why the runs cannot be compared with the paper, or ""
         mean, deviation         over seeds, the sample's; NaN where a run lacks the metric or is the only one
         difference, reached     mean less the paper's figure; whether it exceeds -MARGIN, None if undecided
     """
 
     name: str
-    outline: Outline
+    title: str
     scores: pd.DataFrame
     remarks: tuple[str, ...]
-
-    @property
-    def title(self) -> str:
-        """What the table is of, and its metrics."""
-        return f"{self.outline.title} ({' / '.join(self.outline.metrics.values())})"
 
 
 def make_table(name: str, entries: Sequence[Entry], problems: Sequence[str] = ()) -> Table:
@@ -100,99 +92,92 @@ def make_table(name: str, entries: Sequence[Entry], problems: Sequence[str] = ()
     if name not in OUTLINES:
         raise ValueError(f"unknown table {name!r}; there are: {', '.join(OUTLINES)}")
     outline = OUTLINES[name]
-    runs, remarks = _runs(entries, outline)
+    groups, remarks = _groups(entries, outline)
     rows = []
     for dataset in outline.datasets:
         published = [figure for figure in (*FIGURES, *LATER) if figure.dataset == dataset]
         quoted = [figure.method for figure in published if figure.metric in outline.metrics]
         for method in dict.fromkeys((*outline.methods, *quoted)):
-            own = runs[(runs.dataset == dataset) & (runs.method == method)]
-            for number, group in enumerate([group for _, group in own.groupby(KIND, sort=False)] or [own]):
-                line = {"dataset": dataset, "method": method, "line": number} | _line(group)
-                rows += [line | _score(line, metric, group) for metric in outline.metrics]
+            own = [runs for kind, runs in groups.items() if kind[:2] == (dataset, method)]
+            for line, runs in enumerate(own or [{}]):
+                for metric in outline.metrics:
+                    place = {"dataset": dataset, "method": method, "metric": metric}
+                    rows.append(place | {"line": line} | _score(place, runs))
     remarks += [f"left out, broken: {problem}" for problem in problems]
-    return Table(name, outline, pd.DataFrame(rows), tuple(remarks))
+    title = f"{outline.title} ({' / '.join(outline.metrics.values())})"
+    return Table(name, title, pd.DataFrame(rows), tuple(remarks))
 
 
-def _runs(entries: Sequence[Entry], outline: Outline) -> tuple[pd.DataFrame, list[str]]:
-    """The runs that count, by budget and seed, a column for each metric; and why others were left out."""
-    rows, remarks = [], []
-    for folder, record in ((entry.folder, entry.record) for entry in entries):
-        if record.recipe.dataset not in outline.datasets:
-            continue
-        if record.status != "finished":
-            remarks.append(f"left out, {record.status}: {folder}")
-            continue
-        if record.name not in RECIPES:
-            remarks.append(f"left out, {record.name!r} is not the name of a recipe: {folder}")
-            continue
-        row = {"dataset": record.recipe.dataset, "method": record.method, "label": record.budget_label}
-        row |= {"budget": record.budget, "changes": record.changes_label, "seed": record.seed}
-        row |= {"probe": record.images["train"]} | record.images | {"folder": folder}
-        row["misnamed"] = " and ".join(field for field in ("method", "dataset") if field in record.changes)
-        row["finished"] = datetime.fromisoformat(record.finished)
-        rows.append(row | {metric: record.metrics.get(metric) for metric in outline.metrics})
-    columns = [*KIND, "budget", "changes", "seed", "folder", "misnamed", "finished", *outline.metrics]
-    runs = pd.DataFrame(rows, columns=columns).astype(dict.fromkeys(outline.metrics, float))
-    last = runs.sort_values("finished", kind="stable").drop_duplicates([*KIND, "seed"], keep="last")
-    repeated = runs.drop(last.index).folder
-    remarks += [f"left out, a later run of its recipe and seed counts: {folder}" for folder in repeated]
-    budgets = list(dict.fromkeys(name.split("/")[0] for name in RECIPES))  # from the paper's own down
-    order = last.assign(place=last.budget.map(budgets.index)).sort_values(["place", "label", *IMAGES, "seed"])
-    return order, remarks
+def _groups(entries: Sequence[Entry], outline: Outline) -> tuple[dict[tuple, dict[int, Entry]], list[str]]:
+    """Runs that may be averaged, by what they share, then by seed; and why others were left out."""
+    counted, remarks = [], []
+    for entry in (entry for entry in entries if entry.record.recipe.dataset in outline.datasets):
+        if entry.record.status != "finished":
+            remarks.append(f"left out, {entry.record.status}: {entry.folder}")
+        elif entry.record.name not in RECIPES:
+            remarks.append(f"left out, {entry.record.name!r} is not the name of a recipe: {entry.folder}")
+        else:
+            counted.append(entry)
+    groups, replaced = {}, []
+    for entry in sorted(counted, key=lambda entry: datetime.fromisoformat(entry.record.finished)):
+        record, images = entry.record, entry.record.images
+        shared = record.recipe.dataset, record.method, BUDGETS.index(record.budget), record.budget_label
+        shared += images["test"], images.get("probe", images["train"]), images["train"]
+        runs = groups.setdefault(shared, {})
+        replaced += [runs[record.seed].folder] if record.seed in runs else []
+        runs[record.seed] = entry
+    remarks += [f"left out, a later run of its recipe and seed counts: {path}" for path in sorted(replaced)]
+    return dict(sorted(groups.items())), remarks
 
 
-def _line(runs: pd.DataFrame) -> dict[str, Any]:
-    """The columns of a line that do not depend on the metric."""
-    if runs.empty:
-        return NOT_MEASURED
-    first = runs.iloc[0]
-    reason, paper = "", SCORED_ON[first.dataset]
-    if first.misnamed:
-        reason = f"its {first.misnamed} is not what its name says"
-    elif first.test != paper:
-        likely = "very likely " if first.dataset == "tiny-imagenet" else ""
-        reason = f"scored on {first.test:,} images, the paper {likely}on {paper:,}"
-    line = {"budget": first.budget, "label": first.label, "changes": first.changes, "images": first.test}
-    return line | {
-        "seeds": tuple(runs.seed),
-        "folders": tuple(runs.folder),
-        "not_compared_because": reason,
-    }
+def _why_not_compared(record: Record) -> str:
+    """Why a run cannot be compared with the paper's figure, or nothing."""
+    if misnamed := [field for field in ("method", "dataset") if field in record.changes]:
+        return f"its {' and '.join(misnamed)} is not what its name says"
+    scored, paper = record.images["test"], SCORED_ON[record.recipe.dataset]
+    likely = "very likely " if record.recipe.dataset == "tiny-imagenet" else ""
+    return "" if scored == paper else f"scored on {scored:,} images, the paper {likely}on {paper:,}"
 
 
-def _score(line: dict[str, Any], metric: str, runs: pd.DataFrame) -> dict[str, Any]:
-    """The columns of a line that depend on the metric."""
-    place = line["dataset"], line["method"], metric
-    paper, later = paper_figure(*place), next(iter(later_figures(*place)), None)
-    mean, difference, reached = runs[metric].mean(skipna=False), float("nan"), None
-    if paper and not line["not_compared_because"]:
-        difference = mean - paper.value
-        own_budget = line["budget"] == line["dataset"] and not line["changes"]
+def _score(place: dict[str, str], runs: dict[int, Entry]) -> dict[str, Any]:
+    """What runs, by seed, score at a place: a data set, a method and a metric."""
+    own = [run for _, run in sorted(runs.items())]
+    score = dict.fromkeys(("budget", "label", "changes", "test", "not_compared_because"), "")
+    if own:
+        first = own[0].record
+        score = {"budget": first.budget, "label": first.budget_label, "changes": first.changes_label}
+        score |= {"test": first.images["test"], "not_compared_because": _why_not_compared(first)}
+    values = pd.Series([run.record.metrics.get(place["metric"]) for run in own], dtype=float)
+    score |= {"seeds": tuple(sorted(runs)), "folders": tuple(run.folder for run in own)}
+    score |= {"mean": values.mean(skipna=False), "deviation": values.std()}
+    paper, later = paper_figure(**place), next(iter(later_figures(**place)), None)
+    difference, reached = float("nan"), None
+    if paper and not score["not_compared_because"]:
+        difference = score["mean"] - paper.value
+        own_budget = score["budget"] == place["dataset"] and not score["changes"]
         if own_budget and paper.certainty != "unsure":
             reached = bool(difference > -MARGIN)
-    score = {"metric": metric, "paper": paper, "later": later, "mean": mean, "deviation": runs[metric].std()}
-    return score | {"difference": difference, "reached": reached}
+    return score | {"paper": paper, "later": later, "difference": difference, "reached": reached}
 
 
 def as_text(table: Table) -> str:
     """For a terminal: columns padded with spaces."""
     blocks = [f"{table.name}: {table.title}"]
-    for dataset in table.outline.datasets:
-        lines = [COLUMNS, *(tuple(_cells(line).values()) for line in _lines(table, dataset))]
+    for dataset, scores in table.scores.groupby("dataset", sort=False):
+        lines = [COLUMNS, *(_cells(line).values() for line in _lines(scores))]
         widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
         padded = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-        blocks.append("\n".join([dataset, *(f"  {line}" for line in padded)]))
+        blocks.append("\n  ".join([dataset, *padded]))
     return "\n\n".join([*blocks, LEGEND, "\n".join(notes(table))])
 
 
 def as_markdown(table: Table) -> str:
     """As Markdown: a heading and a table with all columns for each data set, then the notes as a list."""
     blocks = [f"## {table.name}", f"{table.title}."]
-    for dataset in table.outline.datasets:
-        rows = [map(escaped, _cells(line).values()) for line in _lines(table, dataset)]
+    for dataset, scores in table.scores.groupby("dataset", sort=False):
+        rows = [_cells(line).values() for line in _lines(scores)]
         blocks.append(f"### {dataset}\n\n{_markdown(COLUMNS, '---', rows)}")
-    return "\n\n".join([*blocks, _items(map(escaped, (*LEGEND.splitlines(), *notes(table))))])
+    return "\n\n".join([*blocks, _items([*LEGEND.splitlines(), *notes(table)])])
 
 
 def as_page(table: Table, link: Callable[[Path, str], str], missing: Callable[[str], str]) -> str:
@@ -205,17 +190,19 @@ def as_page(table: Table, link: Callable[[Path, str], str], missing: Callable[[s
         missing: how to make a run that nobody has made, and its cost, from its recipe's name.
     """
     blocks = [f"{table.title}."]
-    for dataset in table.outline.datasets:
+    for dataset, scores in table.scores.groupby("dataset", sort=False):
         rows, wanted = [], {}
-        for line in _lines(table, dataset):
-            cells, first = _cells(line, "<br>", ""), line.iloc[0]
+        for line in _lines(scores):
+            first = line.iloc[0]
+            cells = {column: cell.replace(" / ", "<br>") for column, cell in _cells(line).items()}
+            cells |= {column: "" for column, cell in cells.items() if cell == "-"}
             method = METHOD_TITLES[first.method]
             if first.line == 0:
-                wanted[method] = _missing(table, dataset, first.method)
+                wanted[method] = _missing(scores, dataset, first.method)
             if first.seeds:
                 seeds = ", ".join(map(link, first.folders, map(str, first.seeds)))
                 word = "seed" if len(first.seeds) == 1 else f"{len(first.seeds)} seeds:"
-                changes = f", but {escaped(first.changes)}" if first.changes else ""
+                changes = f", but {first.changes}" if first.changes else ""
                 cells["ours"] += f"<br>`{first.budget}`{changes}, {word} {seeds}"
             elif wanted[method]:
                 cells["ours"] += f"<br>{missing(wanted[method].pop(0))}"
@@ -225,63 +212,61 @@ def as_page(table: Table, link: Callable[[Path, str], str], missing: Callable[[s
         if items := [f"{name}: {'; '.join(map(missing, names))}" for name, names in wanted.items() if names]:
             summary = f"Runs on {DATASET_TITLES[dataset]} that are missing on other rungs"
             blocks.append(_folded(summary, items))
-    return "\n\n".join([*blocks, _folded("Sources, and what was left out", map(escaped, notes(table)))])
+    return "\n\n".join([*blocks, _folded("Sources, and what was left out", notes(table))])
 
 
 def notes(table: Table) -> list[str]:
     """Sources of what is quoted, why some runs are not compared, and what was left out."""
-    sources: dict[tuple[str, ...], list[Figure]] = {}
-    not_compared = []
-    for line in (line for dataset in table.outline.datasets for line in _lines(table, dataset)):
-        first = line.iloc[0]
-        if first.not_compared_because and any(line.paper):
-            place = f"{DATASET_TITLES[first.dataset]} {METHOD_TITLES[first.method]}, {first.label}"
-            not_compared.append(f"not compared, {place}: {first.not_compared_because}")
-        for figure in filter(None, (*line.paper, *line.later)):
-            key = (figure.origin, figure.encoder, figure.source, figure.note)
-            sources.setdefault(key, []).append(figure)
-    return [*map(_source, sources.values()), *not_compared, *table.remarks]
+    quoted = pd.DataFrame(filter(None, table.scores[["paper", "later"]].to_numpy().ravel()))
+    sources = []
+    for (origin, encoder, source, note), figures in quoted.groupby(SOURCE, sort=False):
+        datasets = figures.dataset.unique()
+        where = f"{DATASET_TITLES[datasets[0]]}, " if len(datasets) == 1 else ""
+        methods = ", ".join(METHOD_TITLES[method] for method in figures.method.unique())
+        work = "paper" if origin == "paper" else "later work"
+        network = "" if encoder == "resnet18" else f" ({encoder})"
+        sources.append(f"{work}, {where}{methods}{network}: {source}" + (f"; {note}" if note else ""))
+    not_compared = [
+        f"not compared, {DATASET_TITLES[first.dataset]} {METHOD_TITLES[first.method]}, {first.label}: "
+        f"{first.not_compared_because}"
+        for first in (line.iloc[0] for line in _lines(table.scores) if any(line.paper))
+        if first.not_compared_because
+    ]
+    return [*sources, *not_compared, *table.remarks]
 
 
-def escaped(text: str) -> str:
-    """The text for a cell of a Markdown table."""
-    return text.replace("|", "\\|")
-
-
-def _lines(table: Table, dataset: str) -> Iterator[pd.DataFrame]:
+def _lines(scores: pd.DataFrame) -> list[pd.DataFrame]:
     """The scores of each line, a row a metric."""
-    scores = table.scores[table.scores.dataset == dataset]
-    return (line for _, line in scores.groupby(["method", "line"], sort=False))
+    return [line for _, line in scores.groupby(["dataset", "method", "line"], sort=False)]
 
 
-def _cells(line: pd.DataFrame, between: str = " / ", nothing: str = "-") -> dict[str, str]:
-    """The cells of a line, by `COLUMNS`; the metrics of one cell have `between` between them."""
-
-    def joined(cells: Iterable[str]) -> str:
-        found = list(cells)
-        return nothing if set(found) == {"-"} else between.join(found)
-
+def _cells(line: pd.DataFrame) -> dict[str, str]:
+    """The cells of a line, by `COLUMNS`; a line after the method's first leaves out what is quoted."""
     first = line.iloc[0]
-    published = (line.paper, line.later) if first.line == 0 else ([], [])
-    quoted = [joined(map(_figure, figures)) for figures in published]
+    quoted = ["", ""] if first.line else [_joined(map(_figure, line[who])) for who in ("paper", "later")]
     if not first.seeds:
-        state = NO_RUN if f"{first.dataset}/{first.method}" in RECIPES else QUOTED_ONLY
-        cells = [first.method, *quoted, nothing, state, *[nothing] * 4]
+        state = "no run yet" if f"{first.dataset}/{first.method}" in RECIPES else "quoted only"
+        ours = ["-", state, *"----"]
     else:
-        difference = joined(map(_difference, line.itertuples()))
+        difference = _joined(map(_difference, line.itertuples()))
         if first.not_compared_because and any(line.paper):
             difference = "not compared"
-        cells = [first.method, *quoted, first.label, joined(map(_mean, line.itertuples())), difference]
-        cells += [f"{len(first.seeds)}: {', '.join(map(str, first.seeds))}", f"{first.images:,}"]
-        cells.append(", ".join(map(str, first.folders)))
-    return dict(zip(COLUMNS, cells, strict=True))
+        seeds, folders = (", ".join(map(str, items)) for items in (first.seeds, first.folders))
+        ours = [first.label, _joined(map(_mean, line.itertuples())), difference]
+        ours += [f"{len(first.seeds)}: {seeds}", f"{first.test:,}", folders]
+    return dict(zip(COLUMNS, [first.method, *quoted, *ours], strict=True))
+
+
+def _joined(cells: Iterable[str]) -> str:
+    """One cell of the cells by metric; "-" if all are."""
+    text = " / ".join(cells)
+    return text if text.strip("-/ ") else "-"
 
 
 def _figure(figure: Figure | None) -> str:
     if not figure:
         return "-"
-    mark = MARKS.get(figure.certainty, "") + (OWN_PROTOCOL if figure.protocol == "own" else "")
-    return f"{figure.value:.2f}{mark}"
+    return f"{figure.value:.2f}{MARKS[figure.certainty]}" + OWN_PROTOCOL * (figure.protocol == "own")
 
 
 def _mean(score: Any) -> str:
@@ -298,34 +283,21 @@ def _difference(score: Any) -> str:
     return f"{score.difference:+.2f}{unsure}{ {True: ' ✓', False: ' ✗', None: ''}[score.reached] }"
 
 
-def _missing(table: Table, dataset: str, method: str) -> list[str]:
+def _missing(scores: pd.DataFrame, dataset: str, method: str) -> list[str]:
     """Recipes of a method on a data set, from the paper's own budget down, without an unchanged run."""
-    scores = table.scores[(table.scores.dataset == dataset) & (table.scores.method == method)]
-    made = {f"{budget}/{method}" for budget in scores[scores.changes == ""].budget}
-    return [
-        name
-        for name, recipe in RECIPES.items()
-        if recipe.dataset == dataset and name.split("/")[1] == method and name not in made
-    ]
-
-
-def _source(figures: Sequence[Figure]) -> str:
-    """Where figures with one source come from; encoders other than ResNet-18 are named."""
-    one = figures[0]
-    datasets = list(dict.fromkeys(DATASET_TITLES[figure.dataset] for figure in figures))
-    methods = ", ".join(dict.fromkeys(METHOD_TITLES[figure.method] for figure in figures))
-    work = "paper" if one.origin == "paper" else "later work"
-    where = f"{datasets[0]}, " if len(datasets) == 1 else ""
-    encoder = "" if one.encoder == "resnet18" else f" ({one.encoder})"
-    return f"{work}, {where}{methods}{encoder}: {one.source}" + (f"; {one.note}" if one.note else "")
+    unchanged = scores[(scores.method == method) & (scores.changes == "")]
+    made = {f"{budget}/{method}" for budget in unchanged.budget}
+    ours = [name for name, recipe in RECIPES.items() if recipe.dataset == dataset]
+    return [name for name in ours if name.split("/")[1] == method and name not in made]
 
 
 def _markdown(header: Sequence[str], rule: str, rows: Iterable[Iterable[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, [rule] * len(header), *rows))
+    escaped = ([cell.replace("|", "\\|") for cell in row] for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (header, [rule] * len(header), *escaped))
 
 
 def _items(items: Iterable[str]) -> str:
-    return "\n".join(f"- {item}" for item in items)
+    return "\n".join("- " + item.replace("|", "\\|") for item in items)
 
 
 def _folded(summary: str, items: Iterable[str]) -> str:
