@@ -1,5 +1,6 @@
 """Figures show what they are given: every run, every class, and in words what would squeeze the rest."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -106,3 +107,33 @@ def test_titles_load_neither_torch_nor_numpy_nor_matplotlib():
     check = "import sys, wmse.figures; print(sorted({'torch', 'numpy', 'matplotlib'} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+UNWRITABLE = """
+import os, tempfile
+usual = tempfile.TemporaryFile
+def refusing(*arguments, dir=None, **options):
+    if str(dir).endswith("__pycache__"):
+        raise PermissionError(13, "Permission denied", dir)
+    return usual(*arguments, dir=dir, **options)
+tempfile.TemporaryFile = refusing  # with this numba asks whether it may write beside the package
+from wmse.figures import load_umap
+print(load_umap().UMAP.__name__)
+print(os.environ["NUMBA_CACHE_DIR"], len(os.listdir(os.environ["NUMBA_CACHE_DIR"])))
+"""
+
+
+@pytest.mark.parametrize("chosen", [False, True], ids=["no folder chosen", "a folder chosen"])
+def test_umap_gets_a_temporary_cache_where_no_folder_is_writable(tmp_path, chosen):
+    (tmp_path / "file").touch()
+    nowhere = str(tmp_path / "file" / "below")  # not even root can make a folder there
+    environment = {key: value for key, value in os.environ.items() if key != "NUMBA_CACHE_DIR"}
+    environment |= {"HOME": nowhere, "XDG_CACHE_HOME": nowhere, "IPYTHONDIR": nowhere}
+    environment |= {"TMPDIR": str(tmp_path), "MPLCONFIGDIR": str(tmp_path)}
+    environment |= {"NUMBA_CACHE_DIR": nowhere} if chosen else {}
+    command = [sys.executable, "-c", UNWRITABLE]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    name, cache = done.stdout.splitlines()
+    assert name == "UMAP" and cache.startswith(str(tmp_path / "numba-")) and not cache.endswith(" 0")
+    assert not list(tmp_path.glob("numba-*")), "it is removed in the end"

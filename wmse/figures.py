@@ -5,12 +5,17 @@ figure is wider than `WIDTH`: a phone shrinks it to some 340 pixels, and its tex
 Everything heavy is imported where it is used, so that titles cost nothing.
 """
 
+import atexit
 import itertools
+import os
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -109,13 +114,28 @@ def scatter(
     return ax
 
 
-def umap_layout(points: "Tensor", seed: int) -> "np.ndarray":
-    """A 2-D layout (n, 2) of points (n, k) by UMAP with 15 neighbours; the same seed gives the same one."""
+def load_umap() -> "ModuleType":
+    """The package umap. Where no folder is writable for what numba compiles of it, a temporary one is."""
     with warnings.catch_warnings():  # umap warns of a missing widget for progress bars, unused here
         warnings.simplefilter("ignore")
-        from umap import UMAP
+        try:
+            import umap
+        except RuntimeError as error:
+            if "cannot cache" not in str(error):
+                raise
+            import numba
 
-    return UMAP(n_neighbors=15, min_dist=0.1, random_state=seed, n_jobs=1).fit_transform(points.cpu().numpy())
+            cache = tempfile.TemporaryDirectory(prefix="numba-", ignore_cleanup_errors=True)
+            atexit.register(cache.cleanup)
+            os.environ["NUMBA_CACHE_DIR"] = numba.config.CACHE_DIR = cache.name
+            import umap
+    return umap
+
+
+def umap_layout(points: "Tensor", seed: int) -> "np.ndarray":
+    """A 2-D layout (n, 2) of points (n, k) by UMAP with 15 neighbours; the same seed gives the same one."""
+    options = {"n_neighbors": 15, "min_dist": 0.1, "random_state": seed % 2**32, "n_jobs": 1}
+    return load_umap().UMAP(**options).fit_transform(points.cpu().numpy())
 
 
 def class_legend(figure: "Figure", ax: "Axes", columns: int = 5) -> None:

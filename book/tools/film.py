@@ -28,7 +28,7 @@ import torch.nn.functional as F
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from wmse import evaluation, machine, records  # noqa: E402
+from wmse import evaluation, figures, machine, records  # noqa: E402
 from wmse.data import load  # noqa: E402
 from wmse.losses import mse_loss, w_mse_loss  # noqa: E402
 from wmse.recipes import get_recipe  # noqa: E402
@@ -73,11 +73,8 @@ def to_grid(layouts: list[np.ndarray]) -> list[list[int]]:
 
 def align(clouds: list[torch.Tensor], seed: int) -> list[np.ndarray]:
     """Layouts (n, 2) of clouds (n, k) of the same n images in the same order, each near the one before."""
-    with warnings.catch_warnings():  # umap warns that its progress bar finds no widget
-        warnings.simplefilter("ignore")
-        import umap
-
     same = {index: index for index in range(len(clouds[0]))}
+    umap = figures.load_umap()
     mapper = umap.AlignedUMAP(n_neighbors=15, min_dist=0.1, random_state=seed, transform_seed=seed)
     # UMAP computes in float32, in which a collapsed cloud far from the origin has few distinct values.
     centred = [(cloud.double() - cloud.double().mean(0)).numpy() for cloud in clouds]

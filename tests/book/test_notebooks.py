@@ -9,6 +9,7 @@ import nbformat
 import papermill
 import pytest
 import yaml
+from IPython.core.inputtransformer2 import TransformerManager
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -120,6 +121,38 @@ def test_setup_installs_on_colab_only_and_leaves_torch_alone(path):
     for cell in notebook.cells:
         if cell.cell_type == "code" and cell is not setup:
             assert not re.search(r"^\s*[%!]", cell.source, re.MULTILINE), f"{cell.id}: magics go into setup"
+
+
+@each_notebook
+@pytest.mark.parametrize(
+    ("parameter", "value", "words"),
+    [
+        ("profile", "Smoke", "there are: smoke, colab, paper"),
+        ("seed", 1e3, "seed is 1000.0; give a whole number from 0 to 4294967295 .*, such as 1000"),
+        ("seed", 2**32, "give a whole number from 0"),
+        ("data", "file", "file is no folder"),
+        ("out", "file/runs", "file is no folder"),
+        ("out", "", "the path is empty"),
+    ],
+)
+def test_setup_refuses_parameters_that_cannot_be_meant(path, parameter, value, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WMSE_DATA", raising=False)
+    (tmp_path / "file").touch()
+    notebook, given = read(path), {}
+    (parameters,), (setup,) = tagged(notebook, "parameters"), tagged(notebook, "setup")
+    exec(parameters.source, given)
+    given |= {parameter: value, "__name__": "__main__"}
+    with pytest.raises((ValueError, OSError), match=words):
+        exec(TransformerManager().transform_cell(setup.source), given)
+    assert "device" not in given and [name.name for name in tmp_path.iterdir()] == ["file"]
+
+
+def test_setup_expands_the_parameters_that_are_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = {"profile": "paper", "seed": 3, "data": "$HOME/sets", "out": "~/runs"}
+    exec(TransformerManager().transform_cell(tagged(read(NOTEBOOKS[0]), "setup")[0].source), given)
+    assert (given["data"], given["out"]) == (str(tmp_path / "sets"), str(tmp_path / "runs"))
 
 
 def test_the_pattern_for_torch_finds_what_it_should():
