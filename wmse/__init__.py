@@ -1,12 +1,11 @@
 """Whitening for self-supervised learning: W-MSE (Ermolov et al., ICML 2021), taught and reproduced.
 
-The paper is two modules, and a third that has all of it on one page:
+First comes the paper, then what a run is made of, then what is measured and where it runs, then what is kept
+and shown. A module imports only from the floors below it, as tests/test_imports.py says.
 
     whitening     `whiten`: the whitening transform, its factorisations and its gradient
     losses        `w_mse_loss`, and the losses that the paper and later work compare it with
     minimal       W-MSE from images to k-NN on one page, with torch and torchvision alone
-
-What a run is made of:
 
     data/         image sets in memory and streamed from files, and their downloads
     views         random augmented views of a batch of images
@@ -17,26 +16,19 @@ What a run is made of:
     training      `train` a recipe from start to record, `evaluate_run` a saved one
     distributed   several processes, started by torchrun, as one run
 
-What is measured, and where it runs:
-
     evaluation    k-NN, linear probes and all measures of a trained run
     metrics       effective rank, shared dimensions, alignment, uniformity
     numerics      precision: float32 inside autocast, checks that do not make the host wait
     inputs        what people type, checked: paths, seeds, the parameters of a chapter
     machine       threads, memory, and the description of hardware and code that a record holds
 
-What is kept and shown:
-
     records       record.json, metrics.csv: one run, one folder
     figures       the style and the plots that chapters share
     reproduction/ published figures, tables, claims, ablations and the queue of runs
     __main__      python -m wmse train | evaluate | table | queue
-
-A module imports only from the floors below it, as tests/test_imports.py says.
 """
 
 from importlib import import_module
-from typing import Any
 
 __version__ = "0.1.0"
 
@@ -44,7 +36,7 @@ _EXPORTS = {"whiten": "whitening", "SingularCovarianceError": "whitening", "w_ms
 __all__ = ["SingularCovarianceError", "w_mse_loss", "whiten"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import an export on first use (PEP 562), so that `import wmse` does not load torch."""
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

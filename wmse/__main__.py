@@ -28,11 +28,7 @@ usage: python -m wmse train RECIPE [--out DIR] [--resume] [--epochs N] [--seed S
 Each explains its flags with --help; for train each field of a recipe is one: train RECIPE --help."""
 
 
-def evaluate(
-    run: tyro.conf.Positional[Path],
-    data: Path | None = None,
-    device: str | None = None,
-) -> None:
+def evaluate(run: tyro.conf.Positional[Path], data: Path | None = None, device: str | None = None) -> None:
     """Evaluate a run's saved networks again; the record stays as it is.
 
     Args:
@@ -46,9 +42,7 @@ def evaluate(
 
 
 def table(
-    name: tyro.conf.Positional[str] = "",
-    results: Path = Path("results"),
-    markdown: bool = False,
+    name: tyro.conf.Positional[str] = "", results: Path = Path("results"), markdown: bool = False
 ) -> None:
     """Print a table computed from records, beside the published figures.
 
@@ -156,18 +150,17 @@ def main(arguments: list[str]) -> int:
 def _usage(problem: str, arguments: list[str]) -> int:
     """Print how to call, to stdout if that was asked for, else to stderr; the exit status."""
     asked = arguments in (["-h"], ["--help"])
-    parts = [USAGE, _recipes()] if asked or not problem else [problem, USAGE, _recipes()]
-    print("\n\n".join(parts), file=sys.stdout if asked else sys.stderr)
+    parts = [problem] * (not asked) + [USAGE, _recipes()]
+    print("\n\n".join(filter(None, parts)), file=sys.stdout if asked else sys.stderr)
     return 0 if asked else 2
 
 
 def _recipes() -> str:
     """The names of all recipes, a paragraph for each data set and budget."""
-    groups: dict[str, list[str]] = {}
-    for name in RECIPES:
-        groups.setdefault(name.split("/")[0], []).append(name)
+    budgets = dict.fromkeys(name.split("/")[0] for name in RECIPES)
+    groups = (" ".join(name for name in RECIPES if name.startswith(f"{budget}/")) for budget in budgets)
     indented = {"initial_indent": "  ", "subsequent_indent": "  ", "break_on_hyphens": False}
-    return "\n".join(["recipes:", *(fill(" ".join(names), 100, **indented) for names in groups.values())])
+    return "\n".join(["recipes:", *(fill(names, 100, **indented) for names in groups)])
 
 
 def _show(metrics: dict[str, float | None]) -> None:

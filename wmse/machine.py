@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,12 +33,11 @@ REMEDIES = {  # by the number of an operating system's error
 def configure_process(device: "torch.device") -> None:
     """Set this process up for work on a device.
 
-    CUDA: cuDNN times its algorithms and keeps the fastest, as in the official code. CPU: torch gets as many
-    threads as there are cores to use (`usable_cores`), never more than it has already, because one thread
-    too many makes all others wait; where OMP_NUM_THREADS is set, threads stay as they are. On Linux, freed
-    blocks of up to 32 MiB stay with the process: each step frees and takes the same gigabyte, and clearing
-    its pages anew cost a fifth of a step of the slim ResNet-18 on two cores. Keeping larger blocks too would
-    cost a fifth more memory at full width.
+    CUDA: cuDNN times its algorithms and keeps the fastest, as in the official code. CPU: torch gets at most
+    as many threads as there are cores to use, because one thread too many makes all others wait; where
+    OMP_NUM_THREADS is set, threads stay as they are. On Linux, freed blocks of up to 32 MiB stay with the
+    process: clearing their pages anew in each step cost a fifth of a step of the slim ResNet-18 on two cores.
+    Keeping larger blocks too would cost a fifth more memory at full width.
     """
     import torch
 
@@ -47,12 +47,10 @@ def configure_process(device: "torch.device") -> None:
         return
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
-    try:
+    with suppress(OSError, AttributeError, TypeError):  # a C library other than glibc has no mallopt
         mallopt = ctypes.CDLL(None).mallopt
-    except (OSError, AttributeError, TypeError):  # a C library other than glibc has no mallopt
-        return
-    if mallopt(M_MMAP_THRESHOLD, 2**25):  # without this limit the next one alone would cost time
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        if mallopt(M_MMAP_THRESHOLD, 2**25):  # without this limit the next one alone would cost time
+            mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def usable_cores() -> int:
@@ -63,14 +61,11 @@ def usable_cores() -> int:
 
 def _quota() -> float:
     """Cores' worth of time that a control group of Linux grants (version 2, else 1); infinite without one."""
+    two, one = CGROUP / "cpu.max", [CGROUP / f"cpu/cpu.cfs_{name}_us" for name in ("quota", "period")]
     try:
-        if (CGROUP / "cpu.max").exists():
-            quota, period = (CGROUP / "cpu.max").read_text().split()
-        else:
-            quota, period = (
-                (CGROUP / "cpu" / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period")
-            )
-        return int(quota) / int(period) if int(quota) > 0 else math.inf
+        words = two.read_text().split() if two.exists() else [path.read_text() for path in one]
+        quota, period = map(int, words)
+        return quota / period if quota > 0 else math.inf
     except (OSError, ValueError, ZeroDivisionError):  # ValueError: "max", no limit
         return math.inf
 
@@ -80,26 +75,16 @@ def describe(device: "torch.device") -> dict[str, Any]:
     import torch
 
     processor = platform.processor()
-    try:
+    with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    machine: dict[str, Any] = {
-        "device": device.type,
-        "platform": platform.platform(terse=True),
-        "cpu": processor,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
+    found = {"device": device.type, "platform": platform.platform(terse=True), "cpu": processor}
+    found |= {"cores": os.cpu_count(), "threads": torch.get_num_threads()}
     if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        machine |= {"gpu": properties.name, "gpu_memory_mb": properties.total_memory // 2**20}
-        machine |= {
-            "compute_capability": f"{properties.major}.{properties.minor}",
-            "cuda": torch.version.cuda,
-        }
-    return machine
+        gpu = torch.cuda.get_device_properties(device)
+        found |= {"gpu": gpu.name, "gpu_memory_mb": gpu.total_memory // 2**20}
+        found |= {"compute_capability": f"{gpu.major}.{gpu.minor}", "cuda": torch.version.cuda}
+    return found
 
 
 def hardware_label(hardware: dict[str, Any]) -> str:
@@ -117,10 +102,8 @@ def versions() -> dict[str, str]:
 
     found = {"python": platform.python_version(), "torch": torch.__version__}
     for package in ("wmse", "torchvision", "numpy", "scikit-learn"):
-        try:
+        with suppress(PackageNotFoundError):
             found[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return found
 
 
@@ -161,14 +144,12 @@ def peak_memory_mb(device: "torch.device") -> float:
         import torch
 
         return torch.cuda.max_memory_allocated(device) / 2**20
-    try:  # Linux. getrusage, below, would count the process that started this one as well
+    with suppress(OSError, StopIteration):  # Linux; getrusage would count the process that started this one
         lines = Path("/proc/self/status").read_text().splitlines()
         return int(next(line.split()[1] for line in lines if line.startswith("VmHWM:"))) / 2**10
-    except (OSError, StopIteration):
-        import resource  # Unix only
+    import resource  # Unix only
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def duration(seconds: float) -> str:

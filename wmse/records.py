@@ -10,15 +10,17 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import pydantic
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic_core import PydanticCustomError
 
 from wmse import machine
 from wmse.inputs import as_path
@@ -76,11 +78,26 @@ class Record(pydantic.BaseModel):
     peak_memory_mb: NonNegativeFloat = 0.0  # MiB
     curve: list[dict[str, float | None]] = []  # the rows of metrics.csv
 
+    @pydantic.field_validator("started", "finished")
+    @classmethod
+    def _check_time(cls, time: str) -> str:
+        with suppress(ValueError):
+            if datetime.fromisoformat(time).tzinfo:
+                return time
+        raise PydanticCustomError("time", "a time in ISO 8601, with its offset from UTC")
+
     @pydantic.field_validator("metrics")
     @classmethod
     def _check_metrics(cls, metrics: dict[str, float | None]) -> dict[str, float | None]:
         for metric, value in metrics.items():
-            if expected := _expected(metric, value):
+            expected = ""
+            if value is None:
+                expected = "" if metric in MAY_BE_NULL else "a number: this metric is never null"
+            elif is_percentage(metric) and not 0 <= value <= 100:
+                expected = "an accuracy in percent, 0 to 100"
+            elif value < 0 and any(word in metric for word in ("rank", "dimensions", "std")):
+                expected = "0 or more"
+            if expected:
                 raise ValueError(f"{metric} is {value!r}; expected {expected}")
         return metrics
 
@@ -88,18 +105,15 @@ class Record(pydantic.BaseModel):
     def _check_whole(self) -> "Record":
         if self.seed != self.recipe.seed:
             raise ValueError(f"seed is {self.seed}; expected the recipe's seed, {self.recipe.seed}")
-        for key in ("started", "finished"):
-            if key in self.model_fields_set and not _has_offset(time := getattr(self, key)):
-                raise ValueError(f"{key} is {time!r}; expected a time in ISO 8601, with its offset from UTC")
-        if self.status == "finished":
-            present = self.model_fields_set | {f"images.{split}" for split in self.images}
-            if lacking := [key for key in (*FINISHED, "images.test") if key not in present]:
-                raise ValueError(f"a finished run lacks the key {lacking[0]!r}")
+        present = self.model_fields_set | {f"images.{split}" for split in self.images}
+        lacking = [key for key in (*FINISHED, "images.test") if key not in present]
+        if self.status == "finished" and lacking:
+            raise ValueError(f"a finished run lacks the key {lacking[0]!r}")
         return self
 
     @property
     def budget(self) -> str:
-        """Data set and budget, the name's first part: "cifar10-200"; empty where the name has one part."""
+        """Data set and budget, the name's first part, "cifar10-200"; empty where the name has one part."""
         return self.name.rpartition("/")[0]
 
     @property
@@ -146,22 +160,6 @@ class Record(pydantic.BaseModel):
 def is_percentage(metric: str) -> bool:
     """Whether the metric of that name is an accuracy in percent."""
     return "top1" in metric or "top5" in metric
-
-
-def _expected(metric: str, value: float | None) -> str:
-    """What a metric ought to be, if it is not; else nothing."""
-    if value is None:
-        return "" if metric in MAY_BE_NULL else "a number: this metric is never null"
-    if is_percentage(metric) and not 0 <= value <= 100:
-        return "an accuracy in percent, 0 to 100"
-    return "0 or more" if value < 0 and any(word in metric for word in ("rank", "dimensions", "std")) else ""
-
-
-def _has_offset(time: str) -> bool:
-    try:
-        return datetime.fromisoformat(time).tzinfo is not None
-    except ValueError:
-        return False
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:
@@ -220,8 +218,7 @@ def read_record(folder: str | Path) -> Record:
     return parse_record(path.read_bytes(), path)
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """A record and the folder that holds it."""
 
     folder: Path
@@ -246,7 +243,7 @@ def by_seed(
     ended: Callable[[Record], Any] = lambda record: record.status == "finished",
 ) -> dict[int, Record]:
     """Records of the recipe `name` with exactly these changes that have `ended`: the last of each seed."""
-    runs = [entry.record for entry in entries if entry.record.name == name and ended(entry.record)]
+    runs = [record for _, record in entries if record.name == name and ended(record)]
     runs.sort(key=lambda record: record.finished)
     return {record.seed: record for record in runs if record.changes == changes}
 
@@ -255,8 +252,8 @@ def results_folder() -> Path:
     """The folder of the records that the book counts on, relative to the working directory.
 
     That is $WMSE_RESULTS (NotADirectoryError if it is no folder); else `results` in the checkout that holds
-    this package; else the nearest `results` in the working directory or above it. Where there is none, a
-    sentence says so, and the answer is a folder that does not exist, in which no records are read.
+    this package; else the nearest in the working directory or above it. Where there is none, a sentence says
+    so, and no records are read in the folder named.
     """
     chosen = os.environ.get("WMSE_RESULTS")
     if chosen and not as_path(chosen).is_dir():

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from textwrap import fill
 from typing import Any, NamedTuple
@@ -57,6 +58,12 @@ class QueuedRun:
         words += ["--out", self.out.as_posix()] + ["--resume"] * bool(self.status)
         return shlex.join(["python", "-m", "wmse", *words])
 
+    @property
+    def remark(self) -> str:
+        cost = f"{self.views / 1e6:,.1f} million views, {duration(self.seconds)} ({self.basis})"
+        stopped = f"; its record says {self.status!r}: see first that it does not run" if self.status else ""
+        return (cost if self.views else self.basis) + stopped
+
 
 class Stage(NamedTuple):
     """Runs that are wanted at the same time, and for the same reason."""
@@ -107,14 +114,12 @@ def wanted(stage: Stage, entries: Sequence[Entry], results: Path) -> list[Queued
     queued = []
     for run in stage.runs:
         same = [e for e in entries if (e.record.name, e.record.seed) == (run.name, run.seed)]
-        own = [e for e in same if e.record.changes == dict(run.changes)]
-        if any(e.record.status == "finished" or e.record.breakdown for e in own):
+        own = [e for e in same if e.record.changes == dict(run.changes) and e.record.status != "obsolete"]
+        if any(record.status == "finished" or record.breakdown for _, record in own):
             continue
         changes = "-".join(word.removeprefix("--") for word in flags(dict(run.changes)))
-        out, status = free_folder(results / run.name / changes / f"seed-{run.seed}"), ""
-        for entry in own:
-            if entry.record.status != "obsolete":
-                out, status = entry.folder, entry.record.status
+        folder = results / run.name / changes / f"seed-{run.seed}"
+        out, status = (own[-1].folder, own[-1].record.status) if own else (free_folder(folder), "")
         queued.append(replace(run, out=out, status=status, **cost(run.recipe, stage.device, entries)))
     return queued
 
@@ -171,14 +176,13 @@ def queue_markdown(entries: Sequence[Entry], problems: Sequence[str], results: s
         blocks.append("\n".join(f"- broken record, not counted: {problem}" for problem in problems))
     blocks.append("## What only a GPU can tell\n\nNeeds a GPU; minutes.")
     blocks.append("\n".join(f"{number}. `{command}`" for number, command in enumerate(ON_A_GPU_FIRST, 1)))
-    number = len(ON_A_GPU_FIRST) + 1
+    numbers = count(len(ON_A_GPU_FIRST) + 1)
     for stage in STAGES:
         if runs := wanted(stage, entries, Path(results)):
             needs = "Needs a GPU" if stage.device == "cuda" else "Needs two processor cores, no GPU"
             total = duration(sum(run.seconds for run in runs))
             blocks.append(f"## {stage.title}\n\n{needs}; all together about {total}.")
-            blocks.append("\n".join(f"{place}. {_line(run)}" for place, run in enumerate(runs, number)))
-            number += len(runs)
+            blocks.append("\n".join(f"{next(numbers)}. `{run.command}`: {run.remark}." for run in runs))
     return "\n\n".join(blocks) + "\n"
 
 
@@ -192,12 +196,6 @@ def flags(changes: Mapping[str, Any]) -> list[str]:
         else:
             words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else [value])]
     return words
-
-
-def _line(run: QueuedRun) -> str:
-    cost = f"{run.views / 1e6:,.1f} million views, {duration(run.seconds)} ({run.basis})"
-    stopped = f"; its record says {run.status!r}: see first that it does not run" if run.status else ""
-    return f"`{run.command}`: {cost if run.views else run.basis}{stopped}."
 
 
 def _network(recipe: Recipe) -> tuple[str, int, str, int]:

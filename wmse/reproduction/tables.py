@@ -111,21 +111,21 @@ def make_table(name: str, entries: Sequence[Entry], problems: Sequence[str] = ()
 def _groups(entries: Sequence[Entry], outline: Outline) -> tuple[dict[tuple, dict[int, Entry]], list[str]]:
     """Runs that may be averaged, by what they share, then by seed; and why others were left out."""
     counted, remarks = [], []
-    for entry in (entry for entry in entries if entry.record.recipe.dataset in outline.datasets):
-        if entry.record.status != "finished":
-            remarks.append(f"left out, {entry.record.status}: {entry.folder}")
-        elif entry.record.name not in RECIPES:
-            remarks.append(f"left out, {entry.record.name!r} is not the name of a recipe: {entry.folder}")
+    for folder, record in (entry for entry in entries if entry.record.recipe.dataset in outline.datasets):
+        if record.status != "finished":
+            remarks.append(f"left out, {record.status}: {folder}")
+        elif record.name not in RECIPES:
+            remarks.append(f"left out, {record.name!r} is not the name of a recipe: {folder}")
         else:
-            counted.append(entry)
+            counted.append((datetime.fromisoformat(record.finished), folder, record))
     groups, replaced = {}, []
-    for entry in sorted(counted, key=lambda entry: datetime.fromisoformat(entry.record.finished)):
-        record, images = entry.record, entry.record.images
+    for _, folder, record in sorted(counted, key=lambda run: run[0]):
+        images = record.images
         shared = record.recipe.dataset, record.method, BUDGETS.index(record.budget), record.budget_label
         shared += images["test"], images.get("probe", images["train"]), images["train"]
         runs = groups.setdefault(shared, {})
         replaced += [runs[record.seed].folder] if record.seed in runs else []
-        runs[record.seed] = entry
+        runs[record.seed] = Entry(folder, record)
     remarks += [f"left out, a later run of its recipe and seed counts: {path}" for path in sorted(replaced)]
     return dict(sorted(groups.items())), remarks
 
