@@ -103,11 +103,12 @@ def _leads(runs: Runs, above: float) -> tuple[str, str]:
 
 
 def _no_collapse(runs: Runs) -> tuple[str, str]:
-    shared, ranges = {}, []
-    for method, seeds in runs.items():
-        found = [(run.metrics.get("cca_dimensions") or 0.0) / run.recipe.embedding_dim for run in seeds]
-        shared[method] = found
-        ranges.append(f"{100 * min(found):.0f}% to {100 * max(found):.0f}% in {METHOD_TITLES[method]}")
+    shared = {
+        method: [(run.metrics.get("cca_dimensions") or 0.0) / run.recipe.embedding_dim for run in seeds]
+        for method, seeds in runs.items()
+    }
+    ends = [(METHOD_TITLES[method], 100 * min(part), 100 * max(part)) for method, part in shared.items()]
+    ranges = (f"{low:.0f}% to {high:.0f}% in {title}" for title, low, high in ends)
     evidence = f"of the dimensions two views share {', '.join(ranges)}"
     if min(shared["w-mse-2"]) <= COLLAPSED:
         return "fails", evidence

@@ -73,11 +73,8 @@ class Stage(NamedTuple):
     runs: tuple[QueuedRun, ...]
 
 
-def _runs(
-    budgets: Iterable[str], methods: Sequence[str], seeds: Iterable[int] = (0,)
-) -> tuple[QueuedRun, ...]:
-    names = [f"{budget}/{method}" for budget in budgets for method in methods]
-    return tuple(QueuedRun(name, seed) for seed in seeds for name in names)
+def _runs(budget: str, methods: Sequence[str], seeds: Iterable[int] = (0,)) -> tuple[QueuedRun, ...]:
+    return tuple(QueuedRun(f"{budget}/{method}", seed) for seed in seeds for method in methods)
 
 
 def _ablated() -> tuple[QueuedRun, ...]:
@@ -92,19 +89,20 @@ _SLIM = (*TABLE_1, "mse", "supervised")
 _CLAIMED = ("w-mse-4", "simclr", "byol", "mse", "random-encoder")  # W-MSE 2 is the ablations' first setting
 _OURS_FIRST = ("w-mse-2", "w-mse-4", "simclr", "byol")
 _LATER = ("cw-rgp-4", "barlow-twins", "vicreg", "supervised")
+_CAME_AFTER = _runs("cifar10-200", _LATER) + _runs("cifar10", _LATER)
 _DIFFERENCES = [f"w-mse-2-{name}" for name in SOLO_LEARN]
-_OTHER_SETS = _runs(["cifar100", "stl10", "tiny-imagenet"], _OURS_FIRST)
-_OTHER_SETS += _runs(["imagenet100"], ("w-mse-2", "w-mse-4"))
+_OTHER_SETS = _runs("cifar100", _OURS_FIRST) + _runs("stl10", _OURS_FIRST)
+_OTHER_SETS += _runs("tiny-imagenet", _OURS_FIRST) + _runs("imagenet100", ("w-mse-2", "w-mse-4"))
 STAGES = (
-    Stage("Table 1 on the slim rung, with what bounds it", "cpu", _runs(["cifar10-cpu"], (*_SLIM, *FLOORS))),
-    Stage("The claims on the embedded images", "cpu", _runs(["digits"], _CLAIMED, SEEDS)),
+    Stage("Table 1 on the slim rung, with what bounds it", "cpu", _runs("cifar10-cpu", (*_SLIM, *FLOORS))),
+    Stage("The claims on the embedded images", "cpu", _runs("digits", _CLAIMED, SEEDS)),
     Stage("Ablations, and three W-MSEs", "cpu", _ablated()),
-    Stage("Table 1 at 200 epochs", "cuda", _runs(["cifar10-200"], ("w-mse-2", "simclr", "byol", "w-mse-4"))),
-    Stage("Table 1 at the paper's 1000 epochs", "cuda", _runs(["cifar10"], _OURS_FIRST)),
-    Stage("Further seeds of the slim rung", "cpu", _runs(["cifar10-cpu"], (*_SLIM, FLOORS[0]), SEEDS[1:])),
-    Stage("Three W-MSEs on the slim rung", "cpu", _runs(["cifar10-cpu"], _DIFFERENCES)),
-    Stage("Further seeds at 200 epochs", "cuda", _runs(["cifar10-200"], _OURS_FIRST, SEEDS[1:])),
-    Stage("What came after, and the upper bound", "cuda", _runs(["cifar10-200", "cifar10"], _LATER)),
+    Stage("Table 1 at 200 epochs", "cuda", _runs("cifar10-200", ("w-mse-2", "simclr", "byol", "w-mse-4"))),
+    Stage("Table 1 at the paper's 1000 epochs", "cuda", _runs("cifar10", _OURS_FIRST)),
+    Stage("Further seeds of the slim rung", "cpu", _runs("cifar10-cpu", (*_SLIM, FLOORS[0]), SEEDS[1:])),
+    Stage("Three W-MSEs on the slim rung", "cpu", _runs("cifar10-cpu", _DIFFERENCES)),
+    Stage("Further seeds at 200 epochs", "cuda", _runs("cifar10-200", _OURS_FIRST, SEEDS[1:])),
+    Stage("What came after, and the upper bound", "cuda", _CAME_AFTER),
     Stage("The other data sets", "cuda", _OTHER_SETS),
 )
 
@@ -133,8 +131,8 @@ def cost(recipe: Recipe, device: str, entries: Sequence[Entry]) -> dict[str, Any
 
 def views_to_train(recipe: Recipe) -> int:
     """How many views all epochs have together; incomplete batches are dropped."""
-    whole = TRAINING_IMAGES[recipe.dataset] // recipe.batch_size * recipe.batch_size
-    return recipe.epochs * whole * recipe.positives
+    batches = TRAINING_IMAGES[recipe.dataset] // recipe.batch_size
+    return recipe.epochs * batches * recipe.batch_size * recipe.positives
 
 
 def speed(recipe: Recipe, device: str, entries: Sequence[Entry]) -> tuple[float, str]:
@@ -174,9 +172,9 @@ def queue_markdown(entries: Sequence[Entry], problems: Sequence[str], results: s
     blocks += [fill(text, 120, **unbroken) for text in (INTRODUCTION, TIMES)]
     if problems:
         blocks.append("\n".join(f"- broken record, not counted: {problem}" for problem in problems))
+    numbers = count(1)
     blocks.append("## What only a GPU can tell\n\nNeeds a GPU; minutes.")
-    blocks.append("\n".join(f"{number}. `{command}`" for number, command in enumerate(ON_A_GPU_FIRST, 1)))
-    numbers = count(len(ON_A_GPU_FIRST) + 1)
+    blocks.append("\n".join(f"{next(numbers)}. `{command}`" for command in ON_A_GPU_FIRST))
     for stage in STAGES:
         if runs := wanted(stage, entries, Path(results)):
             needs = "Needs a GPU" if stage.device == "cuda" else "Needs two processor cores, no GPU"

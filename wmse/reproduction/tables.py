@@ -5,10 +5,9 @@ terminal, for Markdown with all columns, and for a page of the book, whose few c
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -35,8 +34,7 @@ BUDGETS = list(dict.fromkeys(name.split("/")[0] for name in RECIPES))  # from th
 SOURCE = ["origin", "encoder", "source", "note"]  # what figures of one source share
 
 
-@dataclass(frozen=True)
-class Outline:
+class Outline(NamedTuple):
     """What a table is of: data sets, methods in their order, and metrics with their short names."""
 
     title: str
@@ -61,8 +59,7 @@ OUTLINES = {
 }
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """The scores of a table, and remarks on records that were left out.
 
     `scores` has a row for each line and metric, in the order of the table. A line is one method on one data
@@ -164,10 +161,11 @@ def as_text(table: Table) -> str:
     """For a terminal: columns padded with spaces."""
     blocks = [f"{table.name}: {table.title}"]
     for dataset, scores in table.scores.groupby("dataset", sort=False):
-        lines = [COLUMNS, *(_cells(line).values() for line in _lines(scores))]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        padded = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-        blocks.append("\n  ".join([dataset, *padded]))
+        rows = [COLUMNS, *(_cells(line).values() for line in _lines(scores))]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        blocks.append(
+            "\n  ".join([dataset, *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)])
+        )
     return "\n\n".join([*blocks, LEGEND, "\n".join(notes(table))])
 
 
@@ -175,7 +173,7 @@ def as_markdown(table: Table) -> str:
     """As Markdown: a heading and a table with all columns for each data set, then the notes as a list."""
     blocks = [f"## {table.name}", f"{table.title}."]
     for dataset, scores in table.scores.groupby("dataset", sort=False):
-        rows = [_cells(line).values() for line in _lines(scores)]
+        rows = (_cells(line).values() for line in _lines(scores))
         blocks.append(f"### {dataset}\n\n{_markdown(COLUMNS, '---', rows)}")
     return "\n\n".join([*blocks, _items([*LEGEND.splitlines(), *notes(table)])])
 
@@ -197,8 +195,8 @@ def as_page(table: Table, link: Callable[[Path, str], str], missing: Callable[[s
             cells = {column: cell.replace(" / ", "<br>") for column, cell in _cells(line).items()}
             cells |= {column: "" for column, cell in cells.items() if cell == "-"}
             method = METHOD_TITLES[first.method]
-            if first.line == 0:
-                wanted[method] = _missing(scores, dataset, first.method)
+            cells["method"] = "" if first.line else method
+            wanted.setdefault(method, _missing(scores, dataset, first.method))
             if first.seeds:
                 seeds = ", ".join(map(link, first.folders, map(str, first.seeds)))
                 word = "seed" if len(first.seeds) == 1 else f"{len(first.seeds)} seeds:"
@@ -206,12 +204,11 @@ def as_page(table: Table, link: Callable[[Path, str], str], missing: Callable[[s
                 cells["ours"] += f"<br>`{first.budget}`{changes}, {word} {seeds}"
             elif wanted[method]:
                 cells["ours"] += f"<br>{missing(wanted[method].pop(0))}"
-            cells["method"] = "" if first.line else method
             rows.append([cells[column] for column in PAGE_COLUMNS])
         blocks.append(f"### {DATASET_TITLES[dataset]}\n\n{_markdown(PAGE_COLUMNS, ':--', rows)}")
-        if items := [f"{name}: {'; '.join(map(missing, names))}" for name, names in wanted.items() if names]:
-            summary = f"Runs on {DATASET_TITLES[dataset]} that are missing on other rungs"
-            blocks.append(_folded(summary, items))
+        items = [f"{name}: {'; '.join(map(missing, names))}" for name, names in wanted.items() if names]
+        summary = f"Runs on {DATASET_TITLES[dataset]} that are missing on other rungs"
+        blocks += [_folded(summary, items)] if items else []
     return "\n\n".join([*blocks, _folded("Sources, and what was left out", notes(table))])
 
 
