@@ -22,8 +22,6 @@ from benchmarks import measuring
 from benchmarks.ceilings import copy_bandwidth, product_speed
 from wmse import machine
 from wmse.data import STATISTICS, ImageSet
-from wmse.numerics import settle
-from wmse.objectives import compute_loss
 from wmse.recipes import get_recipe
 from wmse.run import Run, start_run
 from wmse.views import make_views
@@ -48,7 +46,9 @@ def split_step(run: Run, images: ImageSet, index: Tensor, mark: Callable[[str], 
     batch, labels = images.images[index], images.labels[index]
     mark("data")
     generator = run.generators["views"]
-    views = make_views(batch, recipe.positives, images.mean, images.std, recipe.views, generator)
+    views = make_views(
+        batch, recipe.positives, images.mean, images.std, recipe.views, generator, run.compiles_views
+    )
     mark("views")
     outputs = run.forward(views)
     mark("forward")
@@ -56,7 +56,7 @@ def split_step(run: Run, images: ImageSet, index: Tensor, mark: Callable[[str], 
     trained = {name: output for name, output in outputs._asdict().items() if output is not None}
     trained = {name: output for name, output in trained.items() if output.requires_grad}
     leaves = {name: output.detach().requires_grad_() for name, output in trained.items()}
-    loss = compute_loss(recipe, outputs._replace(**leaves), labels, run.generators["slices"])
+    loss = run.loss_of(outputs._replace(**leaves), labels)
     run.scaler.scale(loss).backward()
     mark("loss")
     reached = [name for name, leaf in leaves.items() if leaf.grad is not None]
@@ -104,7 +104,7 @@ def whole_step(run: Run, images: ImageSet, steps: int) -> float:
 
 def uncompiled(run: Run) -> Run:
     """The same run with networks that counters and hooks can look into."""
-    return replace(run, recipe=replace(run.recipe, compile=False))
+    return replace(run, recipe=replace(run.recipe, compile=False, cuda_graphs=False))
 
 
 def operations(run: Run, images: ImageSet) -> dict[str, float]:
@@ -282,7 +282,7 @@ def main(arguments: list[str] | None = None) -> None:
         measuring.finish(table(run, images, steps, name), options.device, options.out)
         if options.profile:
             measuring.finish(profiled(run, images, steps, name, options.out), options.device, options.out)
-        settle()
+        run.checks.look()
         del run
         if on_gpu:
             torch.cuda.empty_cache()

@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from wmse import numerics as deferred
 from wmse import records, training
 from wmse.data import ImageSet
 from wmse.losses import w_mse_loss
+from wmse.numerics import MAX_REFUSED, Checks
 from wmse.objectives import OBJECTIVES
-from wmse.recipes import RECIPES, get_recipe
+from wmse.recipes import RECIPES, ViewSettings, get_recipe
 from wmse.run import start_run
-from wmse.views import make_views
+from wmse.views import apply_views, draw_parameters, make_views
 from wmse.whitening import WHITENING, SingularCovarianceError, whiten
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -44,29 +44,80 @@ def test_whitening_and_loss_agree_with_the_cpu(method):
 
 def test_the_loss_makes_the_host_wait_for_nothing(request):
     leaf = embeddings().cuda().requires_grad_()
-    generator = torch.Generator("cuda").manual_seed(0)
-    w_mse_loss(leaf, 128, generator=generator).backward()
+    generator, checks = torch.Generator("cuda").manual_seed(0), Checks()
+
+    def step():
+        with checks:
+            w_mse_loss(leaf, 128, generator=generator).backward()
+
+    step()
     request.getfixturevalue("synchronisation_is_an_error")
     for _ in range(3):
-        w_mse_loss(leaf, 128, generator=generator).backward()
+        step()
 
 
-def test_a_singular_slice_stops_the_run_within_a_few_calls():
+def test_a_singular_slice_is_refused_at_once_or_at_the_look():
     bad = embeddings().cuda()
     bad[1, 128:256, 3] = bad[1, 128:256, 4]
-    with pytest.raises(SingularCovarianceError, match="deferred"):
-        result = whiten(bad.unflatten(1, (4, 128)))
-        assert result[1, 1].isnan().all() and result[0].isfinite().all()
-        for _ in range(deferred.MAX_PENDING + 1):
-            whiten(embeddings().cuda().unflatten(1, (4, 128)))
-    deferred.settle()
+    bad, checks = bad.unflatten(1, (4, 128)), Checks()
+    with pytest.raises(SingularCovarianceError, match=r"slice \(1, 1\)"):
+        whiten(bad)
+    with checks:
+        result = whiten(bad)
+    assert result[1, 1].isnan().all() and result[0].isfinite().all()
+    with pytest.raises(SingularCovarianceError, match=r"slice \(1, 1\).*deferred"):
+        checks.look()
 
 
-def test_views_agree_with_the_cpu_given_their_parameters():
-    images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
-    generator = torch.Generator("cuda").manual_seed(0)
-    views = make_views(images.cuda(), 2, (0.5,) * 3, (0.2,) * 3, generator=generator)
-    assert views.is_cuda and views.shape == (2, 64, 3, 32, 32) and views.isfinite().all()
+@pytest.mark.parametrize("size", [None, 24])
+def test_views_agree_with_the_cpu_given_their_parameters(size):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    how = (0.5,) * 3, (0.2,) * 3, size
+    expected = apply_views(images, draw_parameters(64, 32, 32, generator=generator.manual_seed(1)), *how)
+    drawn = draw_parameters(64, 32, 32, generator=generator.manual_seed(1), device="cuda")
+    views = apply_views(images.cuda(), drawn, *how)
+    torch.testing.assert_close(views.cpu(), expected, atol=1e-3, rtol=0)  # 1 / 5 of a 255th, in units of std
+    compiled = make_views(images.cuda(), 1, *how[:2], ViewSettings(size=size), generator.manual_seed(1), True)
+    torch.testing.assert_close(compiled[0].cpu(), expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["w-mse-2", "byol"])
+def test_cuda_graphs_change_nothing_but_the_time(method):
+    """Losses, weights and BatchNorm's statistics, BYOL's target included, are those without graphs."""
+    recipe = replace(get_recipe(f"digits/{method}"), precision="float32")
+    views = torch.randn(3, 2, recipe.batch_size, 3, 32, 32, device="cuda")
+    labels, found = torch.zeros(recipe.batch_size, dtype=torch.int64, device="cuda"), []
+    for graphs in (False, True):
+        run = start_run(replace(recipe, cuda_graphs=graphs), 2048, "cuda")
+        losses = [run.step(batch, labels)[0] for batch in views]
+        run.checks.look()
+        assert (run._graph is not None) == graphs
+        found.append([torch.stack(losses), *run.networks.state_dict().values()])
+    for without, graphed in zip(*found, strict=True):
+        torch.testing.assert_close(graphed, without, rtol=1e-3, atol=1e-4)
+
+
+def test_a_refused_slice_leaves_weights_and_moments_as_they_are():
+    recipe = replace(get_recipe("digits/w-mse-2"), precision="float32")
+    run = start_run(recipe, 2048, "cuda")
+    views = torch.randn(2, recipe.batch_size, 3, 32, 32, device="cuda")
+    labels = torch.zeros(recipe.batch_size, dtype=torch.int64, device="cuda")
+
+    def state():
+        moments = [value for values in run.optimizer.state.values() for value in values.values()]
+        return [tensor.detach().clone() for tensor in (*run.networks.parameters(), *moments)]
+
+    run.step(views, labels)
+    before = state()
+    for _ in range(MAX_REFUSED):
+        run.checks.look()
+        run.step(views[:, :1].expand_as(views), labels)
+    assert all(map(torch.equal, before, state())) and run.checks.refused[0] == MAX_REFUSED
+    for _ in range(MAX_REFUSED):
+        run.step(views[:, :1].expand_as(views), labels)
+    with pytest.raises(SingularCovarianceError):
+        run.checks.look()
 
 
 @pytest.fixture
@@ -107,7 +158,6 @@ def test_a_recipe_trains_resumes_and_is_evaluated(noise, tmp_path):
 def test_every_whitening_agrees_with_the_cpu(method):
     x = embeddings().unflatten(1, (4, 128))
     torch.testing.assert_close(whiten(x.cuda(), method).cpu(), whiten(x, method), rtol=1e-3, atol=1e-3)
-    deferred.settle()
 
 
 @pytest.mark.parametrize("method", OBJECTIVES)
@@ -118,7 +168,7 @@ def test_every_method_takes_steps(method):
     labels = torch.randint(0, 10, (recipe.batch_size,), device="cuda")
     for _ in range(3):
         loss, _ = run.step(views, labels)
-    deferred.settle()
+    run.checks.look()
     assert bool(loss.isfinite())
 
 

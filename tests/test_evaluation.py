@@ -216,16 +216,17 @@ def test_evaluation_is_in_float32_whatever_is_set_outside():
     images = load("digits", "test", limit=20)
     encoder = build_encoder("small").eval()
     expected = features(encoder, images)
-    matmul = torch.backends.cuda.matmul
-    before, matmul.allow_tf32 = matmul.allow_tf32, True
+    before = torch.get_float32_matmul_precision()
+    matmul, new = torch.backends.cuda.matmul, hasattr(torch.backends.cuda.matmul, "fp32_precision")
+    torch.set_float32_matmul_precision("high")
     try:
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(features(encoder, images), expected)
         with float32_arithmetic("cpu"):
-            assert not matmul.allow_tf32
+            assert matmul.fp32_precision == "ieee" if new else not matmul.allow_tf32
         assert matmul.allow_tf32
     finally:
-        matmul.allow_tf32 = before
+        torch.set_float32_matmul_precision(before)
 
 
 def files(folder, images):

@@ -1,14 +1,15 @@
-"""Deferred checks: at once on the CPU; on CUDA without a wait, late, but never too late."""
+"""Checks: at once, or deferred until somebody looks; and plain float32 whatever is set outside."""
 
-from types import SimpleNamespace
+from dataclasses import replace
 
 import pytest
 import torch
 
-from wmse import numerics as deferred
 from wmse.losses import w_mse_loss
-from wmse.numerics import MAX_PENDING, require, settle
-from wmse.whitening import whiten
+from wmse.numerics import MAX_REFUSED, Checks, float32_products, require
+from wmse.recipes import get_recipe
+from wmse.run import DivergenceError, load_checkpoint, save_checkpoint, start_run
+from wmse.whitening import SingularCovarianceError, whiten
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -25,196 +26,188 @@ def test_on_the_cpu_it_raises_at_once():
         require(
             torch.tensor([True, False]), lambda ok: Late("second of two" if ok.tolist() == [1, 0] else "")
         )
-    assert not deferred._pending
 
 
-# --- the queue, with a device that we play ourselves ----------------------------------------------
+# --- deferred, on the CPU as on a GPU -------------------------------------------------------------
 
 
-class Flags:
-    """Stands for a bool tensor; on the device if `is_cuda`."""
-
-    is_cuda = True
-
-    def __init__(self, shape=(1,)):
-        self.shape, self.value = shape, None
-
-    def copy_(self, other, non_blocking=False):
-        assert non_blocking, "a blocking copy is a host sync"
-        self.value = other.value
-
-    def all(self):
-        return self.value
-
-    def __bool__(self):
-        raise AssertionError("looked at a flag of the device: that is a host sync")
+def slices(bad=()):
+    x = torch.randn(4, 64, 16, generator=torch.Generator().manual_seed(0))
+    for index in bad:
+        x[index, :, 5] = x[index, :, 6]
+    return x
 
 
-class Device:
-    """Work is done when `finish` is called, and no event has arrived before."""
+def test_a_deferred_check_raises_at_the_look_and_names_the_slice():
+    checks = Checks()
+    for bad in ((), (2,), (), ()):
+        with checks:
+            z = whiten(slices(bad))
+        assert [bool(part.isnan().all()) for part in z] == [index in bad for index in range(4)]
+    with pytest.raises(SingularCovarianceError, match=r"slice 2 \(1 of 4 slices fail.*deferred"):
+        checks.look()
 
-    def __init__(self):
-        self.events, self.waits, self.capturing = [], 0, False
 
-    def finish(self, count=None):
-        for event in self.events[:count]:
-            event.done = True
+def test_flags_are_kept_apart_by_check_and_the_first_one_speaks():
+    checks = Checks()
+    for good in (True, False, True):
+        with checks:
+            require(torch.tensor(True), lambda ok: Late("the first"))
+            require(torch.tensor([True, good]), lambda ok: Late(f"the second: {ok.tolist()}"))
+            require(torch.tensor(good), lambda ok: Late("the third"))
+    with pytest.raises(Late, match=r"the second: \[True, False\]"):
+        checks.look()
 
-    def ok(self, value):
-        flags = Flags()
-        flags.value = value
-        return flags
+
+def test_what_has_been_told_or_let_pass_is_forgotten():
+    checks = Checks()
+    with checks:
+        require(torch.tensor(False), lambda ok: Late("old"))
+        checks.count(torch.tensor(False))
+    checks.look()  # one refused step is let pass
+    for _ in range(MAX_REFUSED):
+        with checks:
+            require(torch.tensor(True), lambda ok: Late("old"))
+        checks.count(torch.tensor(False))
+    checks.look()
+    assert checks.refused == (1 + MAX_REFUSED, 1 + MAX_REFUSED)
+
+
+def test_a_flag_of_one_run_never_speaks_in_another():
+    first, second = Checks(), Checks()
+    with first:
+        require(torch.tensor(False), lambda ok: Late("of the first"))
+    with second:
+        require(torch.tensor(True), lambda ok: Late("of the second"))
+    second.look()
+    with pytest.raises(Late, match="now"):
+        require(torch.tensor(False), lambda ok: Late("now"))
+    with pytest.raises(Late, match="of the first"):
+        first.look()
+
+
+@pytest.mark.parametrize(
+    "refusals, stops", [([1] * (MAX_REFUSED - 1) + [0] + [1], False), ([1] * MAX_REFUSED + [0], True)]
+)
+def test_a_run_stops_after_so_many_refused_steps_in_a_row(refusals, stops):
+    checks = Checks()
+    for refused in refusals:
+        with checks:
+            require(torch.tensor(not refused), lambda ok: Late())
+        checks.count(torch.tensor(not refused))
+    assert checks.refused[0] == sum(refusals)
+    if stops:
+        with pytest.raises(Late):
+            checks.look()
+    else:
+        checks.look()
+
+
+# --- a run whose checks are deferred, as on a GPU -------------------------------------------------
 
 
 @pytest.fixture
-def device(monkeypatch):
-    device = Device()
-
-    class Event:
-        done = False
-
-        def record(self):
-            device.events.append(self)
-
-        def query(self):
-            return self.done
-
-        def synchronize(self):
-            device.waits += not self.done
-            self.done = True
-
-    def empty(shape, dtype, pin_memory):
-        assert dtype == torch.bool and pin_memory
-        return Flags(shape)
-
-    fake = SimpleNamespace(
-        bool=torch.bool,
-        empty=empty,
-        cuda=SimpleNamespace(Event=Event, is_current_stream_capturing=lambda: device.capturing),
-    )
-    monkeypatch.setattr(deferred, "torch", fake)
-    deferred._pending.clear()
-    yield device
-    deferred._pending.clear()
+def run():
+    recipe = replace(get_recipe("digits/w-mse-2"), precision="float32", batch_size=64)
+    run = start_run(recipe, 256, torch.device("cpu"))
+    return replace(run, checks=Checks(), scaler=torch.amp.GradScaler("cpu", init_scale=1.0))
 
 
-def test_a_bad_flag_raises_on_the_first_call_after_it_has_arrived(device):
-    require(device.ok(False), lambda ok: Late("the first"))
-    require(device.ok(True), lambda ok: Late("the second"))  # not arrived: nobody knows yet
-    device.finish()
-    with pytest.raises(Late, match="the first"):
-        require(device.ok(True), lambda ok: Late("the third"))
-    assert device.waits == 0
+def views_of(run, same=False):
+    views = torch.randn(2, run.recipe.batch_size, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    return views[:, :1].expand_as(views) if same else views  # one image again and again: no slice has rank k
 
 
-def test_good_flags_never_wait_while_the_device_keeps_up(device):
-    for _ in range(100):
-        require(device.ok(True), lambda ok: Late())
-        assert len(deferred._pending) <= 2
-        device.finish(-1)
-    assert device.waits == 0
+def state_of(run):
+    moments = [value for state in run.optimizer.state.values() for value in state.values()]
+    return [tensor.detach().clone() for tensor in (*run.networks.parameters(), *moments)]
 
 
-def test_a_device_that_lags_is_waited_for_after_max_pending_calls(device):
-    """Were it not, a run could go on for ever behind its own error."""
-    require(device.ok(False), lambda ok: Late())
-    calls = 0
-    with pytest.raises(Late):
-        for _ in range(100):
-            calls += 1
-            require(device.ok(True), lambda ok: ValueError("the wrong one"))
-    assert calls <= MAX_PENDING and device.waits == 1
+def test_a_refused_slice_skips_the_update_and_is_counted(run, tmp_path):
+    labels = torch.zeros(run.recipe.batch_size, dtype=torch.int64)
+    run.step(views_of(run), labels)
+    before = state_of(run)
+    loss, _ = run.step(views_of(run, same=True), labels)
+    assert loss.isnan() and run.checks.refused == (1, 1) and run.steps_taken == 2
+    assert all(map(torch.equal, before, state_of(run)))
+    save_checkpoint(run, tmp_path)  # one skipped step is no reason not to
+    again = start_run(run.recipe, 256, torch.device("cpu"))
+    again = replace(again, checks=Checks(), scaler=torch.amp.GradScaler("cpu"))
+    again.load_state_dict(load_checkpoint(tmp_path))
+    assert again.checks.refused == (1, 1)
+    run.step(views_of(run), labels)
+    assert not all(map(torch.equal, before, state_of(run))) and run.checks.refused[0] == 1
 
 
-def test_the_queue_never_grows_beyond_max_pending(device):
-    for _ in range(50):
-        require(device.ok(True), lambda ok: Late())
-        assert len(deferred._pending) <= MAX_PENDING
+def test_refused_slices_in_a_row_stop_the_run_and_are_named(run):
+    labels = torch.zeros(run.recipe.batch_size, dtype=torch.int64)
+    for _ in range(MAX_REFUSED):
+        run.step(views_of(run, same=True), labels)
+    with pytest.raises(SingularCovarianceError, match=r"slice \(0, 0, 0\)"):
+        run.checks.look()
 
 
-def test_settle_waits_for_all_and_empties_the_queue(device):
-    for _ in range(3):
-        require(device.ok(True), lambda ok: Late())
-    settle()
-    assert not deferred._pending and all(event.done for event in device.events)
-    require(device.ok(False), lambda ok: Late("explained with its flags" if ok.value is False else ""))
-    with pytest.raises(Late, match="explained with its flags"):
-        settle()
+def test_poisoned_statistics_are_never_saved(run, tmp_path):
+    labels = torch.zeros(run.recipe.batch_size, dtype=torch.int64)
+    run.step(views_of(run) * torch.nan, labels)
+    with pytest.raises(DivergenceError, match="BatchNorm"):
+        save_checkpoint(run, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
-def test_settle_without_wait_takes_only_what_has_arrived(device):
-    for value in (True, True, False):
-        require(device.ok(value), lambda ok: Late())
-    device.finish(2)
-    settle(wait=False)
-    assert len(deferred._pending) == 1 and device.waits == 0
-    device.finish()
-    with pytest.raises(Late):
-        settle(wait=False)
+def test_on_the_cpu_a_run_raises_at_once():
+    run = start_run(replace(get_recipe("digits/w-mse-2"), batch_size=64), 256, torch.device("cpu"))
+    with pytest.raises(SingularCovarianceError):
+        run.step(views_of(run, same=True), torch.zeros(64, dtype=torch.int64))
 
 
-def test_an_error_clears_the_queue_so_that_the_next_run_starts_clean(device):
-    for name in ("first", "second"):
-        require(device.ok(False), lambda ok, name=name: Late(name))
-    with pytest.raises(Late, match="first"):
-        settle()
-    assert not deferred._pending
-    settle()
+# --- float32 --------------------------------------------------------------------------------------
 
 
-def test_while_a_graph_is_captured_nothing_is_queued(device):
-    device.capturing = True
-    require(device.ok(False), lambda ok: Late())
-    assert not deferred._pending
-
-
-def test_settling_nothing_is_no_error():
-    settle()
-    settle(wait=False)
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="before torch 2.9")
+@pytest.mark.parametrize("how", ["old", "new"])
+def test_products_are_in_float32_whatever_is_set_outside(how):
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        if how == "old":
+            torch.set_float32_matmul_precision("high")
+        else:
+            matmul.fp32_precision = "tf32"
+        with torch.autocast("cpu", torch.bfloat16):
+            with float32_products(torch.device("cpu")):
+                assert matmul.fp32_precision == "ieee" and not torch.is_autocast_enabled("cpu")
+            assert torch.is_autocast_enabled("cpu")
+        assert matmul.fp32_precision == "tf32"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+        matmul.fp32_precision = before
 
 
 # --- a real device --------------------------------------------------------------------------------
 
 
 @cuda
-def test_a_singular_slice_on_cuda_stops_the_run_within_max_pending_calls():
-    settle()
-    x = torch.randn(4, 64, 16, device="cuda")
-    bad = x.clone()
-    bad[2, :, 5] = 1.0
-    z = whiten(bad)
-    assert bool(z[2].isnan().all()) and bool(z[[0, 1, 3]].isfinite().all())
-    with pytest.raises(ValueError, match="slice 2.*deferred"):
-        for _ in range(MAX_PENDING):
-            whiten(x)
-    settle()
-
-
-@cuda
-def test_nan_on_cuda_is_told_by_settle():
-    settle()
-    x = torch.randn(4, 64, 16, device="cuda")
-    x[1, 3, 3] = float("nan")
-    whiten(x)
-    with pytest.raises(ValueError, match="NaN or infinity in slice 1"):
-        settle()
+def test_outside_of_deferred_checks_a_singular_slice_on_cuda_raises_at_once():
+    with pytest.raises(SingularCovarianceError, match="slice 2"):
+        whiten(slices((2,)).cuda())
 
 
 @cuda
 @pytest.mark.parametrize("whitening", ["cholesky", "qr"])
 def test_the_loss_on_cuda_never_makes_the_host_wait(whitening):
-    generator = torch.Generator("cuda").manual_seed(0)
+    generator, checks = torch.Generator("cuda").manual_seed(0), Checks()
     x = torch.randn(2, 256, 32, device="cuda", generator=generator, requires_grad=True)
 
     def step():
-        w_mse_loss(x, 64, 2, whitening=whitening, generator=generator).backward()
+        with checks:
+            w_mse_loss(x, 64, 2, whitening=whitening, generator=generator).backward()
 
     step()
-    settle()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(3):
             step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    settle()
+    checks.look()

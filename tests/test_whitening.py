@@ -673,3 +673,13 @@ def test_where_the_check_is_deferred_a_bad_slice_is_nan_and_the_others_are_white
     z.square().sum().backward()
     assert bool(x.grad[1].isnan().all())
     assert bool(x.grad[[0, 2]].isfinite().all())
+
+
+def test_a_triangle_is_inverted_by_blocks_as_well_as_in_one():
+    """CUDA takes this way; L comes from slices in the training size."""
+    factor = torch.linalg.cholesky(covariance(sample(2, 3, 128, 64))).float()
+    exact = torch.linalg.inv(factor.double())
+    one, blocks = whitening._triangular_inverse(factor), whitening._inverse_by_blocks(factor)
+    errors = [float((inverse - exact).abs().max() / exact.abs().max()) for inverse in (one, blocks)]
+    assert errors[1] < max(2 * errors[0], 1e-6)
+    assert torch.equal(blocks, blocks.tril())

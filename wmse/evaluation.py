@@ -22,25 +22,13 @@ from wmse.metrics import (
     uniformity,
     whitened,
 )
+from wmse.numerics import float32_arithmetic
 from wmse.recipes import Recipe
 
 BATCH = 1000
 TOP5_CLASSES = 100  # classes from which on top-5 accuracy is reported
 LABEL_SHARES = {"10pct": 0.1, "1pct": 0.01}  # of the probe's labels, for label efficiency
 Images = ImageSet | StreamedSet
-
-
-@contextmanager
-def float32_arithmetic(device: torch.device | str) -> Iterator[None]:
-    """Turn autocast and TF32 off inside, because both change distances and probes by more than seeds do."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = False
-    try:
-        with torch.autocast(torch.device(device).type, enabled=False):
-            yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 @contextmanager

@@ -33,8 +33,9 @@ REMEDIES = {  # by the number of an operating system's error
 def configure_process(device: "torch.device") -> None:
     """Set this process up for work on a device.
 
-    CUDA: cuDNN times its algorithms and keeps the fastest, as in the official code. CPU: torch gets at most
-    as many threads as there are cores to use, because one thread too many makes all others wait; where
+    CUDA: the device becomes the current one, whose streams and events are then meant; cuDNN times its
+    algorithms and keeps the fastest, as in the official code. CPU: torch gets at most as many threads
+    as there are cores to use, because one thread too many makes all others wait; where
     OMP_NUM_THREADS is set, threads stay as they are. On Linux, freed blocks of up to 32 MiB stay with the
     process: clearing their pages anew in each step cost a fifth of a step of the slim ResNet-18 on two cores.
     Keeping larger blocks too would cost a fifth more memory at full width.
@@ -42,6 +43,8 @@ def configure_process(device: "torch.device") -> None:
     import torch
 
     if device.type == "cuda":
+        if device.index is not None:
+            torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True
     if device.type != "cpu":
         return

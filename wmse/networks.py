@@ -170,6 +170,39 @@ class Networks(nn.Module):
         get_ema_multi_avg_fn(momentum)(list(self.target.parameters()), online, None)
 
 
+class InPrecision(nn.Module):
+    """Networks computed under autocast: views (d, n, 3, h, w) in, their outputs in float32 out.
+
+    The outputs are a tuple of tensors, those of `Outputs` that there are, because a CUDA graph takes and
+    gives tensors only. `dtype` float32 means no autocast.
+    """
+
+    def __init__(self, networks: nn.Module, dtype: torch.dtype, memory_format: torch.memory_format):
+        super().__init__()
+        self.networks, self.dtype, self.memory_format = networks, dtype, memory_format
+
+    def forward(self, views: Tensor) -> tuple[Tensor, ...]:
+        separate = [view.contiguous(memory_format=self.memory_format) for view in views]
+        with torch.autocast(views.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            outputs = self.networks(separate)
+        return tuple(tensor.float() for tensor in outputs if tensor is not None)
+
+
+def as_cuda_graph(model: nn.Module, views: Tensor) -> nn.Module:
+    """`model`, its forward and its backward pass each one CUDA graph for views of this shape.
+
+    The arithmetic is that of `model`, in two launches instead of hundreds. Recording needs a few passes; what
+    they do to BatchNorm's statistics is undone. Each replay overwrites the outputs of the one before.
+    """
+    before = [buffer.clone() for buffer in model.buffers()]
+    # Gradients are added up on the stream of the recording: autograd waits for it, and would warn of it.
+    getattr(torch.autograd.graph, "set_warn_on_accumulate_grad_stream_mismatch", bool)(False)
+    graphed = torch.cuda.make_graphed_callables(model, (views.clone(),))
+    for buffer, value in zip(model.buffers(), before, strict=True):
+        buffer.copy_(value)
+    return graphed
+
+
 def target_momentum(first: float, progress: float) -> float:
     """BYOL's momentum, from `first` to 1 along a cosine (Grill et al., 2020, Sec. 3.2).
 

@@ -1,9 +1,10 @@
-"""The dtype of autocast, float32 inside autocast, and checks that do not make the host wait."""
+"""The dtype of autocast, plain float32 where it is needed, and checks that do not make the host wait."""
 
 import functools
-from collections import deque
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -34,11 +35,56 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def without_autocast(device: torch.device) -> AbstractContextManager:
-    """A context in which autocast is off on `device`; it costs nothing where autocast is off already."""
-    if torch.is_autocast_enabled(device.type):
+def loss_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
+    """A scaler of the loss; off on a CPU.
+
+    In float16 it keeps small gradients from vanishing. In the other precisions its factor begins at 1 and
+    never grows, and it does the other half of its work alone: a step whose gradients are not finite changes
+    no weight and no moment, and the host need not know.
+    """
+    factor = {} if dtype == torch.float16 else {"init_scale": 1.0, "growth_interval": 2**31 - 1}
+    return torch.amp.GradScaler(device.type, enabled=device.type == "cuda", **factor)
+
+
+_NEW_SETTINGS = hasattr(torch.backends.cuda.matmul, "fp32_precision")  # torch 2.9; before it, allow_tf32
+_SETTING, _IEEE = ("fp32_precision", "ieee") if _NEW_SETTINGS else ("allow_tf32", False)
+_CUDA, _CPU, _CUDNN = torch.backends.cuda.matmul, torch.backends.mkldnn, torch.backends.cudnn
+PRODUCTS = (_CUDA, _CPU.matmul) if _NEW_SETTINGS else (_CUDA,)
+CONVOLUTIONS = (_CUDNN.conv,) if _NEW_SETTINGS else (_CUDNN,)
+
+
+def float32_products(device: torch.device) -> AbstractContextManager:
+    """A context in which float32 matrix products are of float32: neither autocast nor TF32 shortens them.
+
+    It costs nothing where both are off already. While code is compiled, only autocast is turned off.
+    """
+    plain = torch.compiler.is_compiling() or all(
+        getattr(owner, _SETTING) in ("none", _IEEE) for owner in PRODUCTS
+    )
+    if plain and not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    if plain:
         return torch.autocast(device.type, enabled=False)
-    return nullcontext()
+    return float32_arithmetic(device)
+
+
+@contextmanager
+def float32_arithmetic(device: torch.device | str) -> Iterator[None]:
+    """Turn autocast and TF32 off inside, for matrix products and convolutions, and restore both afterwards.
+
+    It reads and sets torch's newer `fp32_precision` where there is one. Whatever turned TF32 on is restored:
+    that setting, `allow_tf32` or `torch.set_float32_matmul_precision`.
+    """
+    owners = (*PRODUCTS, *CONVOLUTIONS)
+    before = [getattr(owner, _SETTING) for owner in owners]
+    try:
+        for owner in owners:
+            setattr(owner, _SETTING, _IEEE)
+        with torch.autocast(torch.device(device).type, enabled=False):
+            yield
+    finally:
+        for owner, value in zip(owners, before, strict=True):
+            setattr(owner, _SETTING, value)
 
 
 def at_least_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -49,7 +95,7 @@ def at_least_float32(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         arguments = [_promoted(value) for value in arguments]
         options = {name: _promoted(value) for name, value in options.items()}
         tensors = [value for value in (*arguments, *options.values()) if isinstance(value, Tensor)]
-        with without_autocast(tensors[0].device if tensors else torch.device("cpu")):
+        with float32_products(tensors[0].device if tensors else torch.device("cpu")):
             return function(*arguments, **options)
 
     return wrapped
@@ -59,49 +105,106 @@ def _promoted(value):
     return value.to(torch.promote_types(value.dtype, torch.float32)) if isinstance(value, Tensor) else value
 
 
-MAX_PENDING = 8
+MAX_REFUSED = 5  # steps in a row without an update, after which a run on a GPU stops
 
-_pending: deque[tuple[torch.cuda.Event, Tensor, Callable[[Tensor], Exception]]] = deque()
+
+class Checks:
+    """Checks that do not make the host wait: a run on a GPU has one, which it enters in every step.
+
+    Inside `with checks:` `require` raises nothing. It ANDs its flags, in place, into a tensor on the device
+    that belongs to this check alone; checks are told apart by their order in a step. `count` counts the steps
+    that were refused. `look` reads both, where the host waits anyway.
+
+    deferred: False makes entering it do nothing, so that `require` raises at once.
+    """
+
+    def __init__(self, deferred: bool = True):
+        self.deferred = deferred
+        # int64 (4,): steps refused: all, in this epoch, in a row until now, most in a row since the last look
+        self.counts: Tensor | None = None
+        self._flags: list[Tensor] = []  # by check: False where it has failed since the last look
+        self._explain: list[Callable[[Tensor], Exception]] = []
+        self._next = 0
+
+    def __enter__(self) -> "Checks":
+        self._next = 0
+        self._token = _active.set(self if self.deferred else None)
+        return self
+
+    def __exit__(self, *_) -> None:
+        _active.reset(self._token)
+
+    def note(self, ok: Tensor, explain: Callable[[Tensor], Exception]) -> None:
+        """AND the flags of this step's next check into those of the steps before."""
+        if self._next == len(self._flags):
+            self._flags.append(torch.ones_like(ok))
+            self._explain.append(explain)
+        self._flags[self._next] &= ok
+        self._explain[self._next] = explain
+        self._next += 1
+
+    def count(self, ok: Tensor) -> None:
+        """Count a step; `ok`, a bool scalar, says whether it could be taken."""
+        if not self.deferred:
+            return
+        if self.counts is None:
+            self.counts = torch.zeros(4, dtype=torch.int64, device=ok.device)
+        refused, (_, _, in_a_row, most) = ~ok, self.counts.unbind()
+        self.counts[:2] += refused
+        in_a_row.add_(1).mul_(refused)
+        torch.maximum(most, in_a_row, out=most)
+
+    @property
+    def refused(self) -> tuple[int, int]:
+        """Steps refused in all, and in this epoch. The host waits for the device."""
+        return (0, 0) if self.counts is None else tuple(self.counts[:2].tolist())
+
+    def start_epoch(self) -> None:
+        if self.counts is not None:
+            self.counts[1] = 0
+
+    def look(self) -> None:
+        """Raise for the first check that failed since the last look.
+
+        Where steps are counted, only if `MAX_REFUSED` of them in a row were refused: fewer are let pass. The
+        host waits for the device: call it where it does so anyway, and before anything is saved.
+        """
+        stop = True
+        if self.counts is not None:
+            stop = int(self.counts[3]) >= MAX_REFUSED
+            self.counts[3] = 0
+        for flags, explain in zip(self._flags, self._explain, strict=True):
+            if stop and not bool(flags.all()):
+                raise explain(flags.cpu())
+            flags.fill_(True)
+
+
+_active: ContextVar[Checks | None] = ContextVar("checks", default=None)
 
 
 def require(ok: Tensor, explain: Callable[[Tensor], Exception]) -> None:
-    """Raise `explain(ok)` unless every element of `ok` is true: on the CPU now, on CUDA a few calls later.
+    """Raise `explain(ok)` unless every element of `ok` is true: now, or inside `with checks:` at its look.
 
     Args:
-        ok: bool tensor of any shape and device.
-        explain: builds the exception from the flags (on the CPU); it is called only on failure, so it may
-            be slow, and it keeps alive what it refers to until the flags have been seen.
+        ok: bool tensor of any shape and device. On CUDA the host waits for it, unless checks are deferred.
+        explain: builds the exception from the flags; it is called only on failure, so it may be slow.
     """
-    if not ok.is_cuda:
-        if not bool(ok.all()):
-            raise explain(ok)
-        return
-    if torch.cuda.is_current_stream_capturing():
-        return  # a captured graph replays without Python; the callers' NaN is then the only guard
-    settle(wait=False)
-    flags = torch.empty(ok.shape, dtype=torch.bool, pin_memory=True)
-    flags.copy_(ok, non_blocking=True)
-    event = torch.cuda.Event()
-    event.record()
-    _pending.append((event, flags, explain))
+    if checks := _active.get():
+        checks.note(ok, explain)
+    elif ok.is_cuda and torch.cuda.is_current_stream_capturing():
+        return  # a captured graph replays without Python: whoever captures it defers the checks
+    elif not bool(ok.all()):
+        raise explain(ok)
 
 
-def settle(wait: bool = True) -> None:
-    """Look at the flags that have arrived and raise for the first bad one.
+def all_finite(x: Tensor) -> Tensor:
+    """A bool scalar on the device of `x`: no element is NaN or infinite."""
+    return x.detach().abs().amax() < math.inf  # NaN is not; fewer launches than with isfinite
 
-    With `wait`, wait for all of them first: do so wherever the host waits anyway (the end of an epoch, before
-    a checkpoint), so that nothing unsound is ever saved.
-    """
-    while _pending:
-        event, flags, explain = _pending[0]
-        if wait or len(_pending) >= MAX_PENDING:
-            event.synchronize()
-        elif not event.query():
-            return
-        _pending.popleft()
-        if not bool(flags.all()):
-            _pending.clear()
-            raise explain(flags)
+
+def deferred() -> bool:
+    """Whether `require` defers: then what it is told must not depend on a single step's values."""
+    return _active.get() is not None
 
 
 def refuse_second_derivative(name: str) -> None:

@@ -116,6 +116,8 @@ class Recipe:
     """auto (bfloat16 where native, float16 on older GPUs, else float32), float32, bfloat16 or float16."""
     compile: bool = False
     """Compile the networks with torch.compile."""
+    cuda_graphs: bool = True
+    """On a GPU: replay the networks as CUDA graphs, and compile the views, so that the host keeps up."""
     sync_batchnorm: bool = False
     """On several GPUs: let BatchNorm see the batches of all of them."""
     seed: int = 0

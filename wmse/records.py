@@ -37,7 +37,7 @@ MAY_BE_NULL = ("cca_dimensions", "effective_rank_whitened", "alignment_whitened"
 BREAKDOWNS = ("SingularCovarianceError", "DivergenceError")
 # Fields that do not define the experiment. Runs that differ only in these are averaged. The number of
 # processes does define it: BatchNorm sees each process's part of a batch or, synchronised, the whole.
-NOT_OF_THE_EXPERIMENT = ("seed", "precision", "compile", "sync_batchnorm")
+NOT_OF_THE_EXPERIMENT = ("seed", "precision", "compile", "cuda_graphs", "sync_batchnorm")
 NO_CHANGES: Mapping[str, Any] = MappingProxyType({})
 CHECKS = pydantic.ConfigDict(strict=True, allow_inf_nan=False)
 for _class in (Recipe, ViewSettings):  # an unknown field of a recipe is an error; of a record it is not
@@ -73,6 +73,7 @@ class Record(pydantic.BaseModel):
     wall_seconds: NonNegativeFloat = 0.0  # training and evaluation
     finished: str = ""
     steps: NonNegativeInt = 0
+    skipped_steps: NonNegativeInt = 0  # of these, on a GPU: the loss was not finite, and no weight changed
     train_seconds: NonNegativeFloat = 0.0
     views_per_second: NonNegativeFloat | None = None  # in training
     peak_memory_mb: NonNegativeFloat = 0.0  # MiB

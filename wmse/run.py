@@ -16,8 +16,17 @@ from torch.nn.parallel import DistributedDataParallel
 
 from wmse import distributed
 from wmse.data import ImageSet, StreamedSet, view_batches
-from wmse.networks import Networks, Outputs, build_networks, fill, read_weights, target_momentum
-from wmse.numerics import require, resolve_precision, settle
+from wmse.networks import (
+    InPrecision,
+    Networks,
+    Outputs,
+    as_cuda_graph,
+    build_networks,
+    fill,
+    read_weights,
+    target_momentum,
+)
+from wmse.numerics import Checks, all_finite, loss_scaler, require, resolve_precision
 from wmse.objectives import WHOLE_BATCH, compute_loss
 from wmse.recipes import Recipe
 
@@ -40,7 +49,10 @@ class Run:
     dtype: torch.dtype  # of the networks under autocast; float32 means no autocast
     networks: Networks
     optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler  # scales the loss in float16, otherwise does nothing
+    scaler: (
+        torch.amp.GradScaler
+    )  # scales the loss in float16; on CUDA it also skips steps that are not finite
+    checks: Checks  # deferred on CUDA
     generators: dict[str, torch.Generator]  # "batches" (on the CPU), "views" and "slices" (on the device)
     steps_per_epoch: int
     order: Tensor  # (images,) int64 on the CPU: the order of the images in this epoch
@@ -48,6 +60,7 @@ class Run:
     steps_taken: int = 0  # optimiser steps, including before a resume
     seconds: float = 0.0  # of training, including before a resume; `train` counts them
     epoch_start: float = 0.0  # `seconds` when this epoch began
+    _graph: tuple[torch.Size, nn.Module] | None = None  # of the networks, for views of this shape
 
     @property
     def encoder(self) -> nn.Module:
@@ -77,6 +90,21 @@ class Run:
             model = DistributedDataParallel(model, gradient_as_bucket_view=True, **{buffers: False})
         return torch.compile(model) if self.recipe.compile else model
 
+    @property
+    def compiles_views(self) -> bool:
+        return self.device.type == "cuda" and self.recipe.cuda_graphs
+
+    @property
+    def replays(self) -> bool:
+        """Whether the networks, BYOL's target included, are replayed as CUDA graphs.
+
+        Only in a single process: DDP exchanges gradients in hooks, which a graph leaves out. Not at 224 px,
+        where the device is busy anyway, and the threads that load images may not pin memory during a capture.
+        """
+        recipe = self.recipe
+        one_gpu = self.device.type == "cuda" and distributed.size() == 1
+        return one_gpu and recipe.cuda_graphs and not recipe.compile and recipe.stem != "224px"
+
     def epoch(self, images: ImageSet | StreamedSet) -> Iterator[tuple[Tensor, Tensor]]:
         """Take the steps that remain of this epoch, and yield each one's loss and embeddings as `step` does.
 
@@ -88,20 +116,23 @@ class Run:
         if first == 0:
             self.order = torch.randperm(len(images), generator=self.generators["batches"])
             self.loss_sum, self.epoch_start = torch.zeros_like(self.loss_sum), self.seconds
+            self.checks.start_epoch()
         self.model.train()
         own = distributed.share(self.order, recipe.batch_size)
         shape = recipe.positives, recipe.batch_size // distributed.size(), recipe.views
         seed = recipe.seed * recipe.epochs + epoch
-        for views, labels in view_batches(images, own, *shape, self.generators["views"], first, seed):
+        drawn = self.generators["views"], first, seed, self.compiles_views
+        for views, labels in view_batches(images, own, *shape, *drawn):
             loss, embeddings = self.step(views, labels)
-            self.loss_sum += loss
+            self.loss_sum += loss.nan_to_num(0.0, 0.0, 0.0)  # skipped steps, on CUDA
             yield loss, embeddings
 
     def step(self, views: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One optimiser step on this process's part of a batch; its loss, and embeddings (d, n, k) float32.
 
-        Both are detached and on the device. Nothing here makes the host wait for a GPU: DivergenceError and
-        SingularCovarianceError are raised at once on a CPU, up to a few steps later on CUDA.
+        Both are detached and on the device. DivergenceError and SingularCovarianceError are raised at once on
+        a CPU. On CUDA nothing here makes the host wait: a step whose loss is not finite leaves the weights as
+        they are and is counted in `checks`, whose `look` raises if several in a row were skipped.
 
         views: (d, n, 3, h, w) float32, normalised, on the device.
         labels: (n,) int64, on the device; only supervised training uses them.
@@ -115,20 +146,32 @@ class Run:
     def loss(self, views: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The loss of a batch and its embeddings (d, n, k) float32, both with their graph; as in `step`."""
         outputs = self.forward(views)
+        return self.loss_of(outputs, labels), outputs.embeddings
+
+    def loss_of(self, outputs: Outputs, labels: Tensor) -> Tensor:
+        """The loss of the model's outputs for a batch, checked, and on CUDA counted."""
         embeddings = outputs.embeddings
-        require(embeddings.isfinite().all(), lambda _: self.diverged("the embeddings hold NaN or infinity"))
-        if self.recipe.method in WHOLE_BATCH:
-            outputs = outputs._replace(embeddings=distributed.gather_images(embeddings))
-        loss = compute_loss(self.recipe, outputs, labels, self.generators["slices"])
-        require(loss.isfinite(), lambda _: self.diverged("the loss is NaN or infinite"))
-        return loss, embeddings
+        with self.checks:
+            require(all_finite(embeddings), lambda _: self.diverged("the embeddings hold NaN or infinity"))
+            if self.recipe.method in WHOLE_BATCH:
+                outputs = outputs._replace(embeddings=distributed.gather_images(embeddings))
+            loss = compute_loss(self.recipe, outputs, labels, self.generators["slices"])
+            finite = all_finite(loss)
+            require(finite, lambda _: self.diverged("the loss is NaN or infinite"))
+        self.checks.count(finite)
+        return loss
 
     def forward(self, views: Tensor) -> Outputs:
         """Outputs of the model for views (d, n, 3, h, w), computed in the run's precision, as float32."""
-        separate = [view.contiguous(memory_format=self.memory_format) for view in views]
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            outputs = self.model(separate)
-        return Outputs(*(None if tensor is None else tensor.float() for tensor in outputs))
+        if self.replays and torch.is_grad_enabled():
+            if self._graph is None or self._graph[0] != views.shape:
+                self._graph = views.shape, as_cuda_graph(self._in_precision, views)
+            return Outputs(*(tensor.clone() for tensor in self._graph[1](views)))
+        return Outputs(*self._in_precision(views))
+
+    @cached_property
+    def _in_precision(self) -> InPrecision:
+        return InPrecision(self.model, self.dtype, self.memory_format)
 
     def update(self) -> None:
         """Apply the gradients at this step's learning rate, move BYOL's target, and count the step."""
@@ -153,7 +196,9 @@ class Run:
         """The state of the run in all processes, which must ask for it at the same time."""
         state = {name: getattr(self, name).state_dict() for name in STATEFUL}
         own = {name: generator.get_state() for name, generator in self.generators.items()}
-        state["own"] = distributed.from_all(own | {"loss_sum": self.loss_sum.cpu()})
+        state["own"] = distributed.from_all(
+            own | {"loss_sum": self.loss_sum.cpu(), "refused": self.checks.counts}
+        )
         return state | {name: getattr(self, name) for name in PLAIN}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -170,6 +215,8 @@ class Run:
         for name, generator in self.generators.items():
             generator.set_state(own[name])
         self.loss_sum = own["loss_sum"].to(self.device)
+        if (counts := own.get("refused")) is not None:
+            self.checks.counts = counts.to(self.device)
         for name in PLAIN:
             setattr(self, name, state[name])
 
@@ -206,7 +253,8 @@ def start_run(recipe: Recipe, images: int, device: torch.device | str, classes: 
         dtype=dtype,
         networks=networks,
         optimizer=optimizer,
-        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        scaler=loss_scaler(device, dtype),
+        checks=Checks(deferred=device.type == "cuda"),
         generators=generators,
         steps_per_epoch=images // recipe.batch_size,
         order=torch.empty(0, dtype=torch.int64),
@@ -264,9 +312,9 @@ def save_checkpoint(run: Run, folder: Path) -> None:
     All processes must call; rank 0 writes. DivergenceError if a weight is not finite: such a state is never
     saved, and the last good checkpoint stays.
     """
-    settle()
-    if not all(bool(parameter.isfinite().all()) for parameter in run.networks.parameters()):
-        raise run.diverged("the weights hold NaN or infinity")
+    run.checks.look()
+    if not all(bool(tensor.isfinite().all()) for tensor in run.networks.state_dict().values()):
+        raise run.diverged("the weights or BatchNorm's statistics hold NaN or infinity")
     state = run.state_dict()
     if distributed.rank():
         return

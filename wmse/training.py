@@ -18,7 +18,7 @@ from wmse.data import OWN_PROBE, SPLITS, ImageSet, StreamedSet, load
 from wmse.evaluation import effective_rank, embedding_std, evaluate, features, project
 from wmse.inputs import as_path, check_seed
 from wmse.metrics import spectra
-from wmse.numerics import resolve_precision, settle
+from wmse.numerics import resolve_precision
 from wmse.objectives import WHOLE_BATCH, check_method
 from wmse.recipes import Recipe, get_recipe
 from wmse.records import Record
@@ -125,6 +125,10 @@ def _train_and_record(run: Run, sets: Sets, out: Path, record: Record) -> None:
     try:
         _train_epochs(run, sets["train"], out)
         save_networks(run, out)
+        if (
+            run.device.type == "cuda"
+        ):  # float32 convolutions of the evaluation, which are slow on channels last
+            run.networks.to(memory_format=torch.contiguous_format)
         trained = time.monotonic()
         test_features = features(run.encoder, sets["test"])
         networks = run.encoder, run.projector
@@ -166,6 +170,7 @@ def _open_record(
 def _close_record(record: Record, run: Run, out: Path) -> None:
     """Note in the record what is known of a run that has ended, whether finished or not."""
     views = run.steps_taken * run.recipe.batch_size * run.recipe.positives
+    record.skipped_steps = run.checks.refused[0]
     record.finished, record.steps, record.train_seconds = records.now(), run.steps_taken, run.seconds
     record.views_per_second = views / run.seconds if run.seconds else None
     record.peak_memory_mb, record.curve = machine.peak_memory_mb(run.device), records.read_metrics(out)
@@ -242,9 +247,9 @@ def _train_epochs(run: Run, images: Images, out: Path) -> None:
 
 def _end_epoch(run: Run, embeddings: Tensor, out: Path) -> None:
     """Append a row to metrics.csv; its measures of collapse are of the last batch, in training mode."""
-    settle()
+    run.checks.look()
     recipe = run.recipe
-    loss = float(distributed.mean(run.loss_sum)) / run.steps_per_epoch
+    loss = float(distributed.mean(run.loss_sum)) / max(1, run.steps_per_epoch - run.checks.refused[1])
     if distributed.rank():
         return
     rows = embeddings.flatten(0, 1).cpu()
@@ -305,6 +310,7 @@ def progress(run: Run, total: int) -> Iterator[Callable[[Tensor], None]]:
             if distributed.rank() or now - shown < (REPORT_SECONDS if bar.disable else 1):
                 return
             shown = now
+            run.checks.look()
             message = f"epoch {-(-run.steps_taken // run.steps_per_epoch)}/{run.recipe.epochs}"
             message += f", loss {float(loss):.3f}"
             if not bar.disable:

@@ -6,12 +6,15 @@ and parameters, `make_views` does both. Every choice between operations is arith
 the device, and `torch.compile` sees one graph.
 """
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
+from wmse.numerics import float32_products
 from wmse.recipes import ViewSettings
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # the operations of ColorJitter, as torchvision numbers them
@@ -54,16 +57,18 @@ def draw_parameters(
     `device`, so a CPU generator gives the same views everywhere. ValueError if a count or size is below 1,
     and for settings that blur, which only `wmse.data.streaming` does.
     """
-    if min(count, height, width) < 1:
-        raise ValueError(f"count, height and width must be at least 1, got {count}, {height}, {width}")
-    if settings.blur_probability > 0:
-        raise ValueError(
-            f"blur_probability is {settings.blur_probability}, but only views of streamed sets are blurred: "
-            "set it to 0 for images in memory"
-        )
+    _check_settings(count, height, width, settings)
+    return _parameters(_uniform(count, generator, device), height, width, settings)
+
+
+def _uniform(count: int, generator: torch.Generator | None, device: torch.device | str) -> Tensor:
+    """All random numbers of `count` views, (33, count) in [0, 1)."""
     source = device if generator is None else generator.device
     uniform = torch.rand(13 + 2 * CROP_TRIES, count, generator=generator, device=source)
-    uniform = uniform.to(device, non_blocking=uniform.is_cpu)
+    return uniform.to(device, non_blocking=uniform.is_cpu)
+
+
+def _parameters(uniform: Tensor, height: int, width: int, settings: ViewSettings) -> ViewParameters:
     chances, strengths, ranks, crops = uniform.split([3, 4, 4, 2 + 2 * CROP_TRIES])
     unjittered = chances[0] >= settings.jitter_probability
     factors = (
@@ -98,7 +103,7 @@ def apply_views(
     in_chunks = images.device.type == "cpu" and not torch.compiler.is_compiling()
     rows = max(1, CHUNK // images[0].numel()) if in_chunks else len(images)
     pieces = zip(images.split(rows), parameters.split(rows), strict=True)
-    with torch.autocast(images.device.type, enabled=False):
+    with float32_products(images.device):
         views = [_view(*piece, mean, std, size) for piece in pieces]
     return torch.cat(views) if len(views) > 1 else views[0]
 
@@ -110,19 +115,50 @@ def make_views(
     std: Triple,
     settings: ViewSettings = PAPER_VIEWS,
     generator: torch.Generator | None = None,
+    compiled: bool = False,
 ) -> Tensor:
     """d random views of each image: uint8 (n, 3, h, w) in, float32 (d, n, 3, h, w) out (or `settings.size`).
 
     The positives of image i are `views[:, i]`. The same generator state gives the same views. Raises
     ValueError for d < 1, for images that are not uint8 (n, 3, h, w) and for settings that blur. More in
     `apply_views`.
+
+    compiled: compile all but the drawing of random numbers with `torch.compile`, once for each shape. On a
+    GPU that makes a dozen launches of 250; values differ by rounding.
     """
     _check_images(images)
     if d < 1:
         raise ValueError(f"d is {d}; ask for at least one view of each image")
     n, _, height, width = images.shape
-    parameters = draw_parameters(d * n, height, width, settings, generator, images.device)
-    return apply_views(images.repeat(d, 1, 1, 1), parameters, mean, std, settings.size).unflatten(0, (d, n))
+    _check_settings(d * n, height, width, settings)
+    uniform = _uniform(d * n, generator, images.device)
+    work = _compiled() if compiled else _views_of
+    with float32_products(images.device):
+        return work(images, uniform, d, mean, std, settings)
+
+
+def _views_of(
+    images: Tensor, uniform: Tensor, d: int, mean: Triple, std: Triple, settings: ViewSettings
+) -> Tensor:
+    """`make_views` given its random numbers, (33, d * n)."""
+    parameters = _parameters(uniform, *images.shape[2:], settings)
+    views = apply_views(images.repeat(d, 1, 1, 1), parameters, mean, std, settings.size)
+    return views.unflatten(0, (d, len(images)))
+
+
+@functools.cache
+def _compiled() -> Callable[..., Tensor]:
+    return torch.compile(_views_of, fullgraph=True, dynamic=False)
+
+
+def _check_settings(count: int, height: int, width: int, settings: ViewSettings) -> None:
+    if min(count, height, width) < 1:
+        raise ValueError(f"count, height and width must be at least 1, got {count}, {height}, {width}")
+    if settings.blur_probability > 0:
+        raise ValueError(
+            f"blur_probability is {settings.blur_probability}, but only views of streamed sets are blurred: "
+            "set it to 0 for images in memory"
+        )
 
 
 def _check_images(images: Tensor) -> None:

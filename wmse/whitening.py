@@ -11,9 +11,10 @@ import math
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from wmse.numerics import refuse_second_derivative, require, without_autocast
+from wmse.numerics import deferred, float32_products, refuse_second_derivative, require
 
 
 def whiten(
@@ -44,12 +45,13 @@ def whiten(
         ValueError: a bad shape or dtype, n <= k, NaN or infinity in `x`, an argument out of its range.
         SingularCovarianceError: a covariance that cannot be factorised to working precision.
 
-    On the CPU, values are checked at once. On CUDA the check itself does not wait for the device: the error
-    comes up to `wmse.numerics.MAX_PENDING` calls late, and a refused slice is NaN until then.
+    The host looks at the values at once, and so waits for a GPU. Inside `with wmse.numerics.Checks():` it
+    does not: a refused slice is NaN, and the error comes when `look` is called. "zca" and "pca" wait for a
+    GPU in any case, because the eigenvalue solver (eigh) does.
     """
     _check_arguments(x, method, eps, steps)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    with without_autocast(x.device):
+    with float32_products(x.device):
         if method == "newton-schulz":
             return _newton_schulz(x, eps, steps, centre)
         return _Whitening.apply(x, eps, method, centre)
@@ -70,8 +72,7 @@ def _cholesky(centred: Tensor, eps: float) -> _Factorisation:
     n, k = centred.shape[-2:]
     covariance = _covariance(centred, eps)
     factor, info = torch.linalg.cholesky_ex(covariance)
-    identity = torch.eye(k, dtype=centred.dtype, device=centred.device)
-    inverse = torch.linalg.solve_triangular(factor, identity, upper=False, left=False)
+    inverse = _triangular_inverse(factor)
     # 1 / ((Sigma^-1)_jj Sigma_jj) is the fraction of dimension j's variance that the other dimensions do not
     # explain. Below about k times the machine's epsilon it is rounding noise, and so is W: it was below
     # 1.2 k eps for each of 12,772 singular slices that factorised all the same. (L_jj^2 / Sigma_jj, the
@@ -79,6 +80,25 @@ def _cholesky(centred: Tensor, eps: float) -> _Factorisation:
     inflation = (inverse.square().sum(-2) * covariance.diagonal(dim1=-2, dim2=-1)).amax(-1)
     unexplained = torch.where(info == 0, 1 / inflation, 0.0)
     return _Factorisation(inverse, unexplained, 20 * k * torch.finfo(centred.dtype).eps)
+
+
+def _triangular_inverse(factor: Tensor) -> Tensor:
+    """L^-1 of lower triangular L (..., k, k); by blocks on CUDA, which solves few large systems in turn."""
+    k = factor.shape[-1]
+    if factor.is_cuda and k % 2 == 0:
+        return _inverse_by_blocks(factor)
+    identity = torch.eye(k, dtype=factor.dtype, device=factor.device)
+    return torch.linalg.solve_triangular(factor, identity, upper=False, left=False)
+
+
+def _inverse_by_blocks(factor: Tensor) -> Tensor:
+    """L = [[A, 0], [B, C]], k even: A and C are inverted in one batch, and below them stands -C^-1 B A^-1."""
+    half = factor.shape[-1] // 2
+    diagonal = torch.stack([factor[..., :half, :half], factor[..., half:, half:]])
+    identity = torch.eye(half, dtype=factor.dtype, device=factor.device)
+    first, second = torch.linalg.solve_triangular(diagonal, identity, upper=False, left=False)
+    below = -(second @ factor[..., half:, :half] @ first)
+    return torch.cat([F.pad(first, (0, half)), torch.cat([below, second], -1)], -2)
 
 
 def _qr(centred: Tensor, eps: float) -> _Factorisation:
@@ -192,7 +212,7 @@ class _Whitening(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None, None]:
         refuse_second_derivative("whiten")
         z, matrix, basis, weights = ctx.saved_tensors
-        with without_autocast(z.device):
+        with float32_products(z.device):
             symmetric = _adjoint(grad.mT @ z, basis, weights)
             rows = [tensor.reshape(-1, *tensor.shape[-2:]) for tensor in (grad, z, symmetric)]
             grad_x = torch.baddbmm(*rows, alpha=(ctx.eps - 1) / (z.shape[-2] - 1)).view_as(z) @ matrix
@@ -283,7 +303,8 @@ def check_slices(unexplained: Tensor, x: Tensor, tolerance: float, method: str) 
     if torch.compiler.is_compiling():
         return torch.ops.wmse.check_slices(unexplained, x, tolerance, method)
     ok = unexplained > tolerance
-    require(ok, lambda flags: _explain(flags, unexplained, x, tolerance, method))
+    sizes, evidence = x.shape[-2:], None if deferred() else (unexplained, x)
+    require(ok, lambda flags: _explain(flags, sizes, tolerance, method, evidence))
     return torch.where(ok, 1.0, math.nan).to(x.dtype)
 
 
@@ -298,20 +319,30 @@ def _(unexplained: Tensor, x: Tensor, tolerance: float, method: str) -> Tensor:
     return torch.empty_like(unexplained)
 
 
-def _explain(ok: Tensor, unexplained: Tensor, x: Tensor, tolerance: float, method: str) -> ValueError:
-    """The error for the first slice that `ok` (...) marks as bad."""
-    n, k = x.shape[-2:]
+def _explain(
+    ok: Tensor, sizes: torch.Size, tolerance: float, method: str, evidence: tuple[Tensor, Tensor] | None
+) -> ValueError:
+    """The error for the first slice that `ok` (...) marks as bad.
+
+    sizes: n and k. evidence: `unexplained` and `x` of that call; None if the check was deferred.
+    """
+    n, k = sizes
     index = tuple((~ok).nonzero()[0].tolist())
     where = f"slice {index if len(index) != 1 else index[0]}" if index else "the slice"
     where += f" ({int((~ok).sum())} of {ok.numel()} slices fail; n = {n} samples, k = {k} dimensions)"
-    late = " (found by a deferred check: the slice is of a call before this one)" if x.is_cuda else ""
-    if not bool(x[index].isfinite().all()):
-        return ValueError(f"x holds NaN or infinity in {where}{late}: look for them where x is computed.")
+    share = f"less than {tolerance:.1e}"
+    if evidence:
+        unexplained, x = evidence
+        if not bool(x[index].isfinite().all()):
+            return ValueError(f"x holds NaN or infinity in {where}: look for them where x is computed.")
+        share = f"{float(unexplained[index]):.1e}"
+    else:
+        where += " (found by a deferred check, in an earlier call)"
     other = " or method='qr', which does not square the condition number" if method == "cholesky" else ""
     return SingularCovarianceError(
-        f"the covariance of {where} cannot be factorised{late}: the other dimensions explain all but "
-        f"{float(unexplained[index]):.1e} of one; at least {tolerance:.1e} must be left. Either the samples "
-        f"span fewer than k dimensions (collapse, duplicates, a constant dimension), or n is too close to k, "
-        f"or rounding hides their spread, so far are they from the origin. "
+        f"the covariance of {where} cannot be factorised: the other dimensions explain all but {share} of "
+        f"one; at least {tolerance:.1e} must be left. Either the samples span fewer than k dimensions "
+        f"(collapse, duplicates, a constant dimension), or n is too close to k, or rounding hides their "
+        f"spread, so far are they from the origin{'' if evidence else ', or some are NaN or infinite'}. "
         f"Ways out: n >= 2k = {2 * k} samples per slice, a smaller k, eps > 0 (for example 1e-3){other}."
     )

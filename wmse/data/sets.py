@@ -132,6 +132,7 @@ def view_batches(
     generator: torch.Generator | None = None,
     start: int = 0,
     seed: int = 0,
+    compiled: bool = False,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Random views and labels, batch by batch, of one epoch.
 
@@ -147,6 +148,7 @@ def view_batches(
         generator: for images in memory; None: the global generator of their device.
         start: index of the first batch to make, to continue an interrupted epoch.
         seed: for streamed sets; should differ between epochs.
+        compiled: for images in memory, as in `make_views`.
 
     Yields:
         Views, normalised float32 (d, batch_size, 3, h, w), and labels, int64 (batch_size,), on the images'
@@ -164,8 +166,8 @@ def view_batches(
     if streamed:
         views = stream_views(images, batches, d, settings, seed)
     else:
-        statistics = images.mean, images.std
-        views = (make_views(images.images[index], d, *statistics, settings, generator) for index in batches)
+        how = d, images.mean, images.std, settings, generator, compiled
+        views = (make_views(images.images[index], *how) for index in batches)
     labels = (images.labels[index.to(images.device, non_blocking=True)] for index in batches)
     return zip(views, labels, strict=True)
 
