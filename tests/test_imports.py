@@ -69,3 +69,10 @@ def test_the_map_in_the_package_names_every_room():
     text = ast.get_docstring(ast.parse((ROOT / "wmse/__init__.py").read_text("utf-8")))
     named = {line.split()[0].strip("/") for line in text.splitlines() if line.startswith("    ")}
     assert named == set(FLOOR) - {"__init__"}
+
+
+def test_only_the_command_line_needs_tyro():
+    """Some GPU images have little more than torch: there `wmse.training.train` must still work."""
+    paths = {path.relative_to(ROOT / "wmse").as_posix(): path for path in (ROOT / "wmse").rglob("*.py")}
+    users = {name for name, path in paths.items() if "import tyro" in path.read_text("utf-8")}
+    assert users == {"__main__.py"}

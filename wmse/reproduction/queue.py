@@ -16,8 +16,11 @@ from wmse.reproduction.ablations import ABLATIONS, SEEDS, three_w_mses
 TRAINING_IMAGES = {"digits": 2_048, "cifar10": 50_000, "cifar100": 50_000, "tiny-imagenet": 100_000}
 TRAINING_IMAGES |= {"stl10": 105_000, "imagenet100": 126_689}  # STL-10: labelled and unlabelled
 # Assumed where nothing is measured yet, by kind of device: views a second of a ResNet-18 of this width on a
-# grid of 32 x 32 after the stem. The time grows with the grid's area and with the width squared.
-ASSUMED = {"cuda": {"speed": 60_000, "width": 64}, "cpu": {"speed": 1_100, "width": 16}}
+# grid of 32 x 32 after the stem. The time grows with the grid's area and with the width squared. On a GPU the
+# methods differ in what the host has to launch for a view: BYOL has a second network, and four views of 256
+# images are twice the launches of two views of 512.
+ASSUMED = {"cuda": {"speed": 50_000, "width": 64}, "cpu": {"speed": 1_100, "width": 16}}
+OF_FOUR_VIEWS, OF_BYOL = 31_000, 38_000  # on a GPU
 STRIDES = {"32px": 1, "64px": 2, "224px": 4}  # of the stem with its pooling
 IMAGE_SIDES = {"stl10": 96, "tiny-imagenet": 64, "imagenet100": 224}  # pixels; 32 on other sets
 
@@ -27,12 +30,24 @@ A run whose record is finished leaves the list. Each command can be cut off and 
 CIFAR-10 is fetched on first use, or taken from `--data DIR` or `$WMSE_DATA`."""
 TIMES = (
     "Times are of training alone; evaluation adds minutes. Where no record has measured a speed, one is "
-    f"assumed: {ASSUMED['cuda']['speed']:,} views a second for ResNet-18 of width {ASSUMED['cuda']['width']} "
-    f"on a large GPU, {ASSUMED['cpu']['speed']:,} for width {ASSUMED['cpu']['width']} on two cores, on a "
-    "grid of 32 x 32 after the stem; the time grows with the grid's area and the width squared, and methods "
-    "count as equally fast. ImageNet-100 is decoded as it is read, which may take longer than training on it."
+    f"assumed. On a large GPU it is {ASSUMED['cuda']['speed']:,} views a second for ResNet-18 of width "
+    f"{ASSUMED['cuda']['width']}, {OF_BYOL:,} for BYOL and {OF_FOUR_VIEWS:,} for methods of four views. On "
+    f"two cores it is {ASSUMED['cpu']['speed']:,} for width {ASSUMED['cpu']['width']}. All are for a grid of "
+    "32 x 32 after the stem; the time grows with the grid's area and the width squared. ImageNet-100 is "
+    "decoded as it is read, which may take longer than training on it."
 )
-ON_A_GPU_FIRST = ("python -m pytest tests/test_cuda.py", "python -m benchmarks --device cuda --profile")
+ON_A_GPU_FIRST = ("python -m benchmarks.first_half_hour", "python -m benchmarks --device cuda --profile")
+LENT = (
+    "Needs a GPU. The first command is for one that is lent for half an hour (`--minutes 30`). It runs "
+    "`tests/test_cuda.py`, times a step of two recipes by part, compiled and not, in bfloat16 and float16, "
+    "and takes the fastest way. Then the runs of Table 1 at 200 epochs train side by side, as many as the "
+    "card holds. The lease may end at any second: the same command goes on from the last checkpoints. "
+    "`--budget digits --epochs 2 --limit 512` rehearses it on a processor.",
+    "A machine that has only torch and torchvision needs four small wheels besides, with what they need "
+    "themselves. `pip download -d wheels tyro pydantic safetensors tqdm` fetches them where there is a "
+    "network, and `pip install --no-index --find-links wheels tyro pydantic safetensors tqdm` installs them. "
+    'Without tyro there is no command line, but `wmse.training.train("cifar10/w-mse-2", "runs/x")` works.',
+)
 
 
 @dataclass(frozen=True)
@@ -153,7 +168,10 @@ def speed(recipe: Recipe, device: str, entries: Sequence[Entry]) -> tuple[float,
         return best.record.views_per_second, f"as measured on {on}, {best.folder.as_posix()}"
     assumed = ASSUMED[device]
     grid = _network(recipe)[-1] / STRIDES[recipe.stem]
-    return assumed["speed"] / ((grid / 32) ** 2 * (recipe.width / assumed["width"]) ** 2), "assumed"
+    views_per_second = assumed["speed"]
+    if device == "cuda" and (recipe.method == "byol" or recipe.positives > 2):
+        views_per_second = OF_BYOL if recipe.method == "byol" else OF_FOUR_VIEWS
+    return views_per_second / ((grid / 32) ** 2 * (recipe.width / assumed["width"]) ** 2), "assumed"
 
 
 def estimate(name: str, device: str, entries: Sequence[Entry]) -> str:
@@ -173,7 +191,7 @@ def queue_markdown(entries: Sequence[Entry], problems: Sequence[str], results: s
     if problems:
         blocks.append("\n".join(f"- broken record, not counted: {problem}" for problem in problems))
     numbers = count(1)
-    blocks.append("## What only a GPU can tell\n\nNeeds a GPU; minutes.")
+    blocks += ["## What only a GPU can tell", *(fill(text, 120, **unbroken) for text in LENT)]
     blocks.append("\n".join(f"{next(numbers)}. `{command}`" for command in ON_A_GPU_FIRST))
     for stage in STAGES:
         if runs := wanted(stage, entries, Path(results)):
