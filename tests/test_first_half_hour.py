@@ -37,7 +37,8 @@ def test_places_are_filled_as_they_become_free_and_failures_stop_nothing(tmp_pat
 
 
 def test_when_the_time_is_up_runs_are_asked_to_stop_and_waited_for(tmp_path):
-    asked = f"import signal, time; signal.signal(15, lambda *_: exit(7)); open({str(tmp_path / 'up')!r}, 'w')"
+    up = str(tmp_path / "up")
+    asked = f"import signal, sys, time; signal.signal(15, lambda *_: sys.exit(7)); open({up!r}, 'w')"
     commands = {"long": python(asked + "; time.sleep(600)"), "never begun": python("pass")}
     until = time.monotonic() + 60
 

@@ -125,7 +125,7 @@ def test_speeds_are_assumed_until_a_record_of_the_like_measured_one(tmp_path):
     assert speed(get_recipe("stl10/w-mse-2"), "cuda", [])[0] == 50_000, "64 px, halved by pooling"
     assert speed(get_recipe("tiny-imagenet/w-mse-2"), "cuda", [])[0] == 50_000
     assert speed(get_recipe("imagenet100/w-mse-2"), "cuda", [])[0] == pytest.approx(50_000 / 3.0625)
-    assert speed(Recipe(width=32), "cuda", [])[0] == 240_000
+    assert speed(Recipe(width=32), "cuda", [])[0] == 200_000
     assert speed(get_recipe("cifar10/w-mse-4"), "cuda", [])[0] == 31_000
     assert speed(get_recipe("cifar10/byol"), "cuda", [])[0] == 38_000
     assert speed(get_recipe("cifar10-cpu/mse"), "cpu", []) == (1_100, "assumed")
@@ -163,6 +163,6 @@ def test_the_command_writes_what_it_prints(tmp_path, capsys):
 
 def test_a_missing_run_is_shown_with_its_command_and_cost(tmp_path):
     text = estimate("cifar10/w-mse-2", "cuda", [])
-    assert text == "`train cifar10/w-mse-2`, 28 min"
+    assert text == "`train cifar10/w-mse-2`, 33 min"
     text = estimate("cifar10/raw-pixels", "cpu", [])
     assert text == "`train cifar10/raw-pixels`", "nothing is trained"
