@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from wmse.figures import markdown_table
+
 ORDER = ("reference", "loss", "step", "views", "evaluation", "book")
 NONE_YET = "No benchmark has been run yet: `make bench` runs them all."
 NO_GPU = (
@@ -56,7 +58,9 @@ def _place(table: dict[str, Any]) -> tuple:
 def _section(table: dict[str, Any]) -> str:
     """What was measured where, and the rows; numbers stand to the right."""
     columns = table["columns"]
+    rows = [[_cell(key, row.get(key)) for key in columns] for row in table["rows"]]
     words = {key for key in columns if any(isinstance(row.get(key), str) for row in table["rows"])}
+    numbers = [place for place, key in enumerate(columns) if key not in words]
     commit = "an unknown commit"
     if table["git"]:
         changed = " and changes since" if table["git"]["dirty"] else ""
@@ -65,9 +69,7 @@ def _section(table: dict[str, Any]) -> str:
         f"**{table['machine']}**, torch {table['versions']['torch']}, Python {table['versions']['python']}, "
         f"{table['measured'][:10]}, {commit}. {table['notes']}",
         "",
-        _row(columns.values()),
-        _row(":--" if key in words else "--:" for key in columns),
-        *(_row(_cell(key, row.get(key)) for key in columns) for row in table["rows"]),
+        markdown_table(list(columns.values()), rows, numbers),
     ]
     return "\n".join(lines)
 
@@ -77,10 +79,6 @@ def _cell(key: str, value: Any) -> str:
     if key == "share" and value is not None:
         return f"{value:.1f}"
     return f"`{value}`" if key == "operator" else shown(value)
-
-
-def _row(cells) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def shown(value: Any) -> str:

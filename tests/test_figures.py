@@ -137,3 +137,8 @@ def test_umap_gets_a_temporary_cache_where_no_folder_is_writable(tmp_path, chose
     name, cache = done.stdout.splitlines()
     assert name == "UMAP" and cache.startswith(str(tmp_path / "numba-")) and not cache.endswith(" 0")
     assert not list(tmp_path.glob("numba-*")), "it is removed in the end"
+
+
+def test_a_table_has_numbers_to_the_right_and_keeps_its_columns():
+    text = figures.markdown_table(["what", "value"], [["a|b", "1"], iter(["c", "2"])], (1,))
+    assert text == "| what | value |\n| :-- | --: |\n| a\\|b | 1 |\n| c | 2 |"

@@ -1,4 +1,4 @@
-"""The book's figures: one style, the plots that several chapters share, and titles of methods and data sets.
+"""The book's figures and tables: one style, the plots that chapters share, a Markdown table, and titles.
 
 Colours are Okabe and Ito's, which colour-blind readers can tell apart; classes carry a marker as well. No
 figure is wider than `WIDTH`: a phone shrinks it to some 340 pixels, and its text is still ten pixels high.
@@ -10,7 +10,7 @@ import itertools
 import os
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -60,6 +60,20 @@ DATASET_TITLES = {
     "imagenet100": "ImageNet-100",
     "imagenet": "ImageNet",
 }
+
+
+def markdown_table(
+    header: Sequence[str], rows: Iterable[Iterable[str]], numbers: Sequence[int] = (), rule: str = ":--"
+) -> str:
+    """A Markdown table; a cell may hold "|".
+
+    Args:
+        numbers: indices of the columns that are aligned to the right.
+        rule: what stands below the header of the other columns; ":--" aligns them to the left.
+    """
+    rules = ["--:" if column in numbers else rule for column in range(len(header))]
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in (header, rules, *rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def use_style() -> None:

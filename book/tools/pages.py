@@ -13,6 +13,7 @@ from typing import Any
 import nbformat
 
 from wmse import figures, machine, records
+from wmse.figures import markdown_table
 from wmse.recipes import RECIPES, get_recipe
 from wmse.records import Entry, Record
 from wmse.reproduction import claims, queue, tables
@@ -88,13 +89,6 @@ def write(results: Path, stage: Path, chapters: Sequence[str]) -> list[str]:
     return [INDEX, *pages]
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
-    """A Markdown table; the columns of these `numbers` stand to the right."""
-    rule = ["--:" if column in numbers else ":--" for column in range(len(header))]
-    lines = [header, rule, *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _save(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, "utf-8")
@@ -132,7 +126,7 @@ def landing(entries: Sequence[Entry]) -> str:
         if figure or set(measured) != {"no run yet"}:
             said = f"{figure.value:.2f}{tables.MARKS.get(figure.certainty, '')}" if figure else "none"
             lines.append([titles[method], *measured, said])
-    text = table(header, lines, range(1, len(header))) + "\n"
+    text = markdown_table(header, lines, range(1, len(header))) + "\n"
     return text if budgets else f"{text}\n{NONE_YET}\n"
 
 
@@ -159,11 +153,11 @@ def ledger(entries: Sequence[Entry]) -> str:
         parts = [f"### {claim.text}", f"*Rule.* {claim.rule}"]
         if tested:
             rows = [[f"`{one.budget}`", VERDICTS[one.verdict], one.evidence] for one in tested]
-            parts.append(table(["rung", "verdict", "evidence"], rows))
+            parts.append(markdown_table(["rung", "verdict", "evidence"], rows))
         if untested := [f"`{one.budget}` ({one.evidence})" for one in found if one not in tested]:
             parts.append(f"Not yet tested: {'; '.join(untested)}.")
         sections += parts
-    return "\n\n".join([table(["claim", "verdict", "rung"], summary), *sections]) + "\n"
+    return "\n\n".join([markdown_table(["claim", "verdict", "rung"], summary), *sections]) + "\n"
 
 
 def compute(entries: Sequence[Entry]) -> str:
@@ -175,7 +169,7 @@ def compute(entries: Sequence[Entry]) -> str:
     if not hours:
         return f"{NONE_YET}\n"
     rows = [[name, str(len(spent)), f"{sum(spent):,.1f}"] for name, spent in sorted(hours.items())]
-    return table(["machine", "runs", "hours, training and evaluation"], rows, (1, 2)) + "\n"
+    return markdown_table(["machine", "runs", "hours, training and evaluation"], rows, (1, 2)) + "\n"
 
 
 # The course, course.md.
@@ -199,7 +193,7 @@ def times(executed: dict[str, tuple[str, float | None]]) -> str:
         [f"[{int(name[:2])} {title}](../notebooks/{name}.ipynb)", str(seconds or "not known")]
         for name, (title, seconds) in executed.items()
     ]
-    return table(["chapter", "seconds"], rows, (1,)) + "\n"
+    return markdown_table(["chapter", "seconds"], rows, (1,)) + "\n"
 
 
 def costs(entries: Sequence[Entry], first_chapter: float | None) -> str:
@@ -216,7 +210,7 @@ def costs(entries: Sequence[Entry], first_chapter: float | None) -> str:
         if name.startswith("digits/") and basis == "assumed" and first_chapter:
             seconds, basis = first_chapter, "all of chapter 1, as executed for this site"
         rows.append([f"`{name}`", DEVICES[device], machine.duration(seconds), basis])
-    return table(["one run of", "on", "training", "basis"], rows, (2,)) + "\n"
+    return markdown_table(["one run of", "on", "training", "basis"], rows, (2,)) + "\n"
 
 
 # The pages of records.
@@ -240,7 +234,7 @@ def record_index(entries: Sequence[Entry], pages: Sequence[str], problems: Seque
     ]
     for budget, settings in budgets.items():
         rows = [[setting.replace("_", " "), ", ".join(links)] for setting, links in settings.items()]
-        parts += [f"## {budget or 'Under other names'}", table(["run", "linear, %, by seed"], rows)]
+        parts += [f"## {budget or 'Under other names'}", markdown_table(["run", "linear, %, by seed"], rows)]
     parts += [] if budgets else [NO_PAGE_YET]
     parts += [f"- Broken, and counted nowhere: {problem}" for problem in problems]
     return "\n\n".join(parts) + "\n"
@@ -260,14 +254,14 @@ def record_page(entry: Entry, page: str, picture: Path | None) -> str:
     if metrics := record.metrics:
         rows = [[SCORES.get(key, key), _number(value)] for key, value in metrics.items()]
         parts.append(f"## Scores on {record.images['test']:,} test images")
-        parts.append(table(["score", "value"], rows, (1,)))
+        parts.append(markdown_table(["score", "value"], rows, (1,)))
     if picture:
         curve = record.curve
         ends = f"at the end {curve[-1]['loss']:.3f} and {curve[-1]['effective_rank']:.1f}"
         alt = f"Loss and effective rank over {len(curve)} epochs; {ends}."
         parts += ["## Training", CAPTION, f"![{alt}]({picture.name})"]
-    parts += ["## Cost", table(["what", "value"], _cost(record))]
-    parts += ["## Code", table(["what", "value"], _code(record))]
+    parts += ["## Cost", markdown_table(["what", "value"], _cost(record))]
+    parts += ["## Code", markdown_table(["what", "value"], _code(record))]
     # As the record has it, without fields that came later.
     written = json.loads((entry.folder / "record.json").read_text("utf-8"))["recipe"]
     recipe = "\n".join(f"{key}: {json.dumps(value)}" for key, value in written.items())

@@ -52,11 +52,6 @@ def test_the_parts_stand_on_their_pages(page, part, made):
     assert part.removesuffix(".md") in made()[0]
 
 
-def test_a_table_has_numbers_to_the_right_and_keeps_its_columns():
-    text = pages.table(["what", "value"], [["a|b", "1"], ["c", "2"]], (1,))
-    assert text == "| what | value |\n| :-- | --: |\n| a\\|b | 1 |\n| c | 2 |"
-
-
 # The landing page's table never mixes measured with quoted.
 
 

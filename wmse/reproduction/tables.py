@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from wmse.figures import DATASET_TITLES, METHOD_TITLES
+from wmse.figures import DATASET_TITLES, METHOD_TITLES, markdown_table
 from wmse.recipes import COMPARED, FLOORS, RECIPES
 from wmse.records import Entry, Record
 from wmse.reproduction.paper import FIGURES, LATER, Figure, later_figures, paper_figure
@@ -174,7 +174,7 @@ def as_markdown(table: Table) -> str:
     blocks = [f"## {table.name}", f"{table.title}."]
     for dataset, scores in table.scores.groupby("dataset", sort=False):
         rows = (_cells(line).values() for line in _lines(scores))
-        blocks.append(f"### {dataset}\n\n{_markdown(COLUMNS, '---', rows)}")
+        blocks.append(f"### {dataset}\n\n{markdown_table(COLUMNS, rows, rule='---')}")
     return "\n\n".join([*blocks, _items([*LEGEND.splitlines(), *notes(table)])])
 
 
@@ -205,7 +205,7 @@ def as_page(table: Table, link: Callable[[Path, str], str], missing: Callable[[s
             elif wanted[method]:
                 cells["ours"] += f"<br>{missing(wanted[method].pop(0))}"
             rows.append([cells[column] for column in PAGE_COLUMNS])
-        blocks.append(f"### {DATASET_TITLES[dataset]}\n\n{_markdown(PAGE_COLUMNS, ':--', rows)}")
+        blocks.append(f"### {DATASET_TITLES[dataset]}\n\n{markdown_table(PAGE_COLUMNS, rows)}")
         items = [f"{name}: {'; '.join(map(missing, names))}" for name, names in wanted.items() if names]
         summary = f"Runs on {DATASET_TITLES[dataset]} that are missing on other rungs"
         blocks += [_folded(summary, items)] if items else []
@@ -286,11 +286,6 @@ def _missing(scores: pd.DataFrame, dataset: str, method: str) -> list[str]:
     made = {f"{budget}/{method}" for budget in unchanged.budget}
     ours = [name for name, recipe in RECIPES.items() if recipe.dataset == dataset]
     return [name for name in ours if name.split("/")[1] == method and name not in made]
-
-
-def _markdown(header: Sequence[str], rule: str, rows: Iterable[Iterable[str]]) -> str:
-    escaped = ([cell.replace("|", "\\|") for cell in row] for row in rows)
-    return "\n".join(f"| {' | '.join(row)} |" for row in (header, [rule] * len(header), *escaped))
 
 
 def _items(items: Iterable[str]) -> str:
