@@ -11,7 +11,7 @@ from torchvision.datasets import CIFAR10
 from wmse import losses, minimal, whitening
 from wmse.networks import build_encoder, build_projector
 from wmse.recipes import get_recipe
-from wmse.training import learning_rate
+from wmse.run import learning_rate
 
 
 def test_it_is_one_page_and_needs_torch_and_torchvision_alone():
