@@ -47,6 +47,7 @@ class Run:
     recipe: Recipe
     device: torch.device
     dtype: torch.dtype  # of the networks under autocast; float32 means no autocast
+    memory_format: torch.memory_format  # of views and networks
     networks: Networks
     optimizer: torch.optim.Optimizer
     scaler: (
@@ -69,12 +70,6 @@ class Run:
     @property
     def projector(self) -> nn.Module:
         return self.networks.projector
-
-    @property
-    def memory_format(self) -> torch.memory_format:
-        """Channels last, which is faster on CPUs and tensor cores; contiguous for float32 on a GPU."""
-        contiguous = self.dtype == torch.float32 and self.device.type == "cuda"
-        return torch.contiguous_format if contiguous else torch.channels_last
 
     @cached_property
     def model(self) -> nn.Module:
@@ -234,7 +229,10 @@ def start_run(recipe: Recipe, images: int, device: torch.device | str, classes: 
         networks = build_networks(recipe, classes)
     if recipe.sync_batchnorm and distributed.size() > 1:
         networks = nn.SyncBatchNorm.convert_sync_batchnorm(networks)
-    networks = networks.to(device)
+    # Channels last is faster on CPUs and tensor cores, contiguous for float32 on a GPU.
+    contiguous = dtype == torch.float32 and device.type == "cuda"
+    memory_format = torch.contiguous_format if contiguous else torch.channels_last
+    networks = networks.to(device, memory_format=memory_format)
     trained = [parameter for parameter in networks.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(
         trained or [torch.zeros(0)],  # raw pixels have no parameter, and Adam refuses an empty list
@@ -247,10 +245,11 @@ def start_run(recipe: Recipe, images: int, device: torch.device | str, classes: 
         shared = name == "batches"
         seed = 3 * recipe.seed + index + (0 if shared else distributed.rank() << 32)
         generators[name] = torch.Generator("cpu" if shared else device).manual_seed(seed)
-    run = Run(
+    return Run(
         recipe=recipe,
         device=device,
         dtype=dtype,
+        memory_format=memory_format,
         networks=networks,
         optimizer=optimizer,
         scaler=loss_scaler(device, dtype),
@@ -260,8 +259,6 @@ def start_run(recipe: Recipe, images: int, device: torch.device | str, classes: 
         order=torch.empty(0, dtype=torch.int64),
         loss_sum=torch.zeros((), device=device),
     )
-    networks.to(memory_format=run.memory_format)
-    return run
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:

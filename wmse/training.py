@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wmse import distributed, machine, records
-from wmse.data import OWN_PROBE, SPLITS, ImageSet, StreamedSet, load
+from wmse.data import OWN_PROBE, ImageSet, StreamedSet, load
 from wmse.evaluation import effective_rank, embedding_std, evaluate, features, project
 from wmse.inputs import as_path, check_seed
 from wmse.metrics import spectra
@@ -102,18 +102,16 @@ def train(
 
 def _load(recipe: Recipe, data: str | Path | None, device: torch.device, limit: int | None) -> Sets:
     """The images of the splits "train" (for the encoder), "probe" (for the classifiers) and "test"."""
-    splits = [split for split in SPLITS if split != "probe" or recipe.dataset in OWN_PROBE]
-    sets = {split: load(recipe.dataset, split, data, device) for split in splits}
-    sets.setdefault("probe", sets["train"])
+    name = recipe.dataset
+    train, test = load(name, "train", data, device, limit), load(name, "test", data, device)
+    probe = load(name, "probe", data, device) if name in OWN_PROBE else train
     if recipe.method == "supervised":
-        sets["train"] = sets["train"].labelled()
-    if limit is not None:
-        if not 0 < limit <= len(sets["train"]):
-            raise ValueError(
-                f"limit is {limit}, not within 1 to {len(sets['train'])}, the size of {recipe.dataset} train"
-            )
-        sets = {split: images.first(min(limit, len(images))) for split, images in sets.items()}
-    return sets
+        train = train.labelled()
+    return {"train": train, "probe": _at_most(limit, probe), "test": _at_most(limit, test)}
+
+
+def _at_most(limit: int | None, images: Images) -> Images:
+    return images if limit is None else images.first(limit)
 
 
 def _train_and_record(run: Run, sets: Sets, out: Path, record: Record) -> None:
@@ -186,8 +184,7 @@ def evaluate_run(
     where = distributed.choose_device(device)
     machine.configure_process(where)
     probe, test = (
-        images.first(min(record.limit or len(images), len(images)))
-        for images in (load(recipe.dataset, split, data, where) for split in ("probe", "test"))
+        _at_most(record.limit, load(recipe.dataset, split, data, where)) for split in ("probe", "test")
     )
     return evaluate(*load_networks(folder, recipe, where), probe, test, recipe)
 
