@@ -68,7 +68,7 @@ def test_every_recipe_of_a_data_set_takes_a_step(root, request, tmp_path, monkey
             assert next(load(dataset, "test", root).first(2).batches(2)).shape == (2, 3, side, side)
 
 
-@pytest.mark.parametrize("rung", ["cifar10-200", "cifar10-cpu"])
+@pytest.mark.parametrize("rung", ["cifar10-200", "cifar10-laptop", "cifar10-cpu"])
 def test_every_recipe_of_a_rung_takes_a_step(rung, small_cifar, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr(training, "evaluate", lambda *_: {"linear_top1": 0.0})
     lay_out(tmp_path, small_cifar, CIFAR10)

@@ -20,6 +20,7 @@ def test_the_recipes_of_this_book_are_there():
         "supervised",
     ]
     budgets = ["cifar10", "cifar100", "stl10", "tiny-imagenet", "cifar10-200", "cifar10-cpu", "digits"]
+    budgets += ["cifar10-laptop", "cifar100-laptop"]
     wanted = {f"{budget}/{method}" for budget in budgets for method in methods}
     floors = {f"{budget}/{floor}" for budget in budgets for floor in ("mse", "random-encoder", "raw-pixels")}
     assert set(RECIPES) >= wanted | floors | {"digits/intl", "imagenet100/w-mse-2", "imagenet100/w-mse-4"}
@@ -114,6 +115,17 @@ def test_budgets_change_how_much_is_computed_only():
             assert {key for key in low if low[key] != high[key]} == fields
     slim = get_recipe("cifar10-cpu/w-mse-2")
     assert (slim.epochs, slim.width) == (20, 16) and all(0 < drop < 20 for drop in slim.lr_drops)
+
+
+@pytest.mark.parametrize("budget", ["cifar10-laptop", "cifar100-laptop"])
+def test_all_methods_of_a_laptops_budget_take_as_many_steps_of_as_many_views(budget):
+    costs = set()
+    for method in ("w-mse-2", "w-mse-4", "mse", "simclr", "byol", "barlow-twins", "vicreg", "supervised"):
+        r = get_recipe(f"{budget}/{method}")
+        steps = 50_000 // r.batch_size * r.epochs
+        costs.add((steps, steps * r.batch_size * r.positives))
+        assert f"{r.dataset}-laptop" == budget and r.cosine_schedule and r.warmup_steps <= steps / 10
+    assert len(costs) == 1
 
 
 @pytest.mark.parametrize("budget", ["digits", "cifar10", "cifar10-200", "cifar10-cpu"])

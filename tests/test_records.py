@@ -78,6 +78,7 @@ MISSING = object()
 BROKEN = {  # dotted key -> values that it cannot have
     "name": [MISSING, 3],
     "status": [MISSING, "done", None],
+    "scored_on": ["train", None],
     "recipe": [MISSING, "cifar10"],
     "recipe.colour": ["red"],
     "recipe.epochs": ["20", True, 20.5, None],

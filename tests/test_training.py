@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 
 from wmse import records, training
 from wmse import run as runs
-from wmse.data import load
+from wmse.data import load, load_validation
 from wmse.recipes import get_recipe
 from wmse.run import DivergenceError, Run, learning_rate, start_run
-from wmse.training import train
+from wmse.training import evaluate_run, train
 
 SMALL = {"epochs": 3, "batch_size": 64, "slice_size": 32, "embedding_dim": 8, "projector_width": 16}
 TINY = replace(get_recipe("digits/w-mse-2"), precision="float32", **SMALL)  # 3 epochs of 3 steps at limit 200
@@ -313,3 +313,26 @@ def test_the_cosine_schedule_is_torchs_after_the_warmup(warmup):
         optimizer.step()
         scheduler.step()
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0)
+
+
+def test_a_validated_run_never_loads_test_images_and_says_what_it_was_scored_on(tmp_path, monkeypatch):
+    learn, score = load_validation("digits")
+    seen = []
+
+    def evaluate(encoder, projector, probe, test, *_):
+        assert torch.equal(probe.images, learn.images) and torch.equal(test.images, score.images)
+        seen.append(test)
+        return {"linear_top1": 50.0}
+
+    monkeypatch.setattr(training, "load", lambda name, split, *_: pytest.fail(f"{split} was loaded"))
+    monkeypatch.setattr(training, "evaluate", evaluate)
+    recipe = replace(TINY, epochs=1)
+    out = train(NAME, tmp_path / "run", recipe, validate=True)
+    record = records.read_record(out)
+    assert record.scored_on == "validation" and record.changes["scored_on"] == "validation"
+    assert record.images == {"train": 1843, "probe": 1843, "test": 205}
+    evaluate_run(out)
+    train(NAME, out, recipe, validate=True, resume=True)
+    assert len(seen) == 2, "a finished run is not evaluated again"
+    with pytest.raises(FileExistsError, match="scored_on was validation, is test"):
+        train(NAME, out, recipe, resume=True)

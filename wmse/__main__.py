@@ -23,7 +23,7 @@ USAGE = """\
 usage: python -m wmse train RECIPE [--out DIR] [--resume] [--epochs N] [--seed S] ...
        python -m wmse evaluate RUN
        python -m wmse table [TABLE] [--results DIR] [--markdown]
-       python -m wmse queue [--results DIR] [--write]
+       python -m wmse queue [--results DIR] [--write | --run]
 
 Each explains its flags with --help; for train each field of a recipe is one: train RECIPE --help."""
 
@@ -62,17 +62,40 @@ def table(
     print(f"\nRecords below {results}: {len(entries)}, and {len(problems)} broken.")
 
 
-def queue(results: Path = Path("results"), write: bool = False) -> None:
-    """Print the runs wanted next, with what they cost and their commands.
+def queue(
+    results: Path = Path("results"),
+    write: bool = False,
+    run: bool = False,
+    hours: float | None = None,
+    device: str | None = None,
+    only: str = "",
+    data: Path | None = None,
+) -> None:
+    """Print the runs wanted next, with what they cost and their commands, or make them.
 
     Args:
         results: Folder below which the records lie; the commands put theirs there too.
         write: Write them to QUEUE.md in that folder.
+        run: Make those of this device, one after the other; runs that were cut off go on.
+        hours: With --run: stop after so many hours, with a checkpoint.
+        device: With --run: cpu, cuda, cuda:1, ...: CUDA where there is any.
+        only: With --run: only runs in whose command this shell pattern stands: cifar10-laptop/w-mse-*.
+        data: With --run: folder of the data sets: $WMSE_DATA, else data.
     """
     from wmse.records import read_records
     from wmse.reproduction.queue import queue_markdown
 
     results = as_path(results)
+    if run:
+        from wmse.reproduction.campaign import run_queue
+
+        if write:
+            raise ValueError("--write and --run are two things to do with the queue: give one of them")
+        if not run_queue(results, device, hours, only, data):
+            raise SystemExit(1)
+        return
+    if hours is not None or device or only or data:
+        raise ValueError("--hours, --device, --only and --data say how to make runs: give them with --run")
     text = queue_markdown(*read_records(results), results)
     if write:
         (results / "QUEUE.md").write_text(text, encoding="utf-8")
@@ -90,6 +113,7 @@ def train_command(name: str, typed: list[str]) -> Callable[..., None]:
         device: str | None = None,
         resume: bool = False,
         limit: int | None = None,
+        validate: bool = False,
     ) -> None:
         """Train a recipe, evaluate it, and leave a record.
 
@@ -100,6 +124,7 @@ def train_command(name: str, typed: list[str]) -> Callable[..., None]:
             device: cpu, cuda, cuda:1, ...: CUDA where there is any.
             resume: Go on from the newest whole checkpoint in --out, or from the beginning if there is none.
             limit: Use only the first so many images of each split, for trials.
+            validate: To choose settings: learn from nine tenths of the training images, score on the others.
         """
         from wmse import distributed, records, training
 
@@ -108,7 +133,8 @@ def train_command(name: str, typed: list[str]) -> Callable[..., None]:
             out = out or distributed.from_first(lambda: records.free_folder(folder, resume))
             command = shlex.join([*distributed.launcher(), "-m", "wmse", "train", *typed])
             options = {"data": data, "device": device, "resume": resume, "limit": limit}
-            out = training.train(name, out, recipe=recipe, command=command, **options)
+            options |= {"validate": validate, "command": command}
+            out = training.train(name, out, recipe=recipe, **options)
             if distributed.rank() == 0:
                 print(f"\n{out}")
                 _show(records.read_record(out).metrics)

@@ -66,7 +66,8 @@ class Record(pydantic.BaseModel):
     precision: str = ""
     processes: PositiveInt = 1
     limit: NonNegativeInt | None = None  # only so many images of each split were used
-    images: dict[str, PositiveInt] = {}  # by split
+    scored_on: Literal["test", "validation"] = "test"  # validation: training images kept aside
+    images: dict[str, PositiveInt] = {}  # by split; "test" has those that it was scored on
     metrics: dict[str, float | None] = {}
     spectra: dict[str, Any] = {}
     error: str = ""
@@ -124,7 +125,8 @@ class Record(pydantic.BaseModel):
 
     @cached_property
     def changes(self) -> dict[str, Any]:
-        """How the recipe differs from the one it is named after; also the limit, and processes beyond one.
+        """How the recipe differs from the one it is named after; also the limit, processes beyond one,
+        and `scored_on` unless it is "test".
 
         Raises ValueError if the name is no recipe's.
         """
@@ -134,6 +136,8 @@ class Record(pydantic.BaseModel):
         changes = {key: value for key, value in own.items() if value != named[key]}
         if self.limit is not None:
             changes["limit"] = self.limit
+        if self.scored_on != "test":
+            changes["scored_on"] = self.scored_on
         if self.processes > 1:
             changes |= {"processes": self.processes, "sync_batchnorm": self.recipe.sync_batchnorm}
         return changes

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wmse import distributed, machine, records
-from wmse.data import OWN_PROBE, ImageSet, StreamedSet, load
+from wmse.data import OWN_PROBE, ImageSet, StreamedSet, load, load_validation
 from wmse.evaluation import effective_rank, embedding_std, evaluate, features, project
 from wmse.inputs import as_path, check_seed
 from wmse.metrics import spectra
@@ -47,6 +47,7 @@ def train(
     device: str | None = None,
     resume: bool = False,
     limit: int | None = None,
+    validate: bool = False,
     command: str | None = None,
 ) -> Path:
     """Train and evaluate a recipe, write everything into the folder `out`, and return that folder.
@@ -64,6 +65,8 @@ def train(
             finished run stays as it is. On the CPU, with the same number of threads, a resumed run ends with
             the same weights as an undisturbed one.
         limit: use only the first `limit` images of each split, for trials.
+        validate: learn from nine tenths of the training images and score on the others, to choose settings
+            (`wmse.data.load_validation`). Test images are not loaded.
         command: the command line, for the record.
 
     Raises:
@@ -77,10 +80,10 @@ def train(
     with distributed.joined(device) as where:
         machine.configure_process(where)
         check_recipe(recipe, where)
-        if distributed.from_first(lambda: _finished(out, recipe, limit, resume)):
+        if distributed.from_first(lambda: _finished(out, recipe, limit, validate, resume)):
             _say(f"{out} is finished already: nothing to do")
             return out
-        sets = distributed.first_before_others(lambda: _load(recipe, data, where, limit))
+        sets = distributed.first_before_others(lambda: _load(recipe, data, where, limit, validate))
         if recipe.epochs and len(sets["train"]) < recipe.batch_size:
             raise ValueError(
                 f"{len(sets['train'])} training images make no batch of {recipe.batch_size}: "
@@ -93,17 +96,27 @@ def train(
             found = f"resuming after step {run.steps_taken}" if state else "no checkpoint: from the beginning"
             _say(f"{out}: {found}")
         if distributed.rank() == 0:
-            _train_and_record(run, sets, out, _open_record(name, run, sets, out, limit, command))
+            record = _open_record(name, run, sets, out, limit, command)
+            record.scored_on = "validation" if validate else "test"
+            _train_and_record(run, sets, out, record)
         else:
             _train_epochs(run, sets["train"], out)
         distributed.any_of(True)  # the others wait here while rank 0 evaluates
     return out
 
 
-def _load(recipe: Recipe, data: str | Path | None, device: torch.device, limit: int | None) -> Sets:
+def _load(
+    recipe: Recipe, data: str | Path | None, device: torch.device, limit: int | None, validate: bool = False
+) -> Sets:
     """The images of the splits "train" (for the encoder), "probe" (for the classifiers) and "test"."""
     name = recipe.dataset
-    train, test = load(name, "train", data, device, limit), load(name, "test", data, device)
+    if validate:
+        train, test = load_validation(name, data, device)
+        if limit is not None and not 0 < limit <= len(train):
+            raise ValueError(f"limit is {limit}, not within 1 to {len(train)}, what {name} learns from")
+        train = _at_most(limit, train)
+    else:
+        train, test = load(name, "train", data, device, limit), load(name, "test", data, device)
     probe = load(name, "probe", data, device) if name in OWN_PROBE else train
     if recipe.method == "supervised":
         train = train.labelled()
@@ -183,9 +196,11 @@ def evaluate_run(
     recipe = record.recipe
     where = distributed.choose_device(device)
     machine.configure_process(where)
-    probe, test = (
-        _at_most(record.limit, load(recipe.dataset, split, data, where)) for split in ("probe", "test")
-    )
+    if record.scored_on == "validation":
+        pair = load_validation(recipe.dataset, data, where)
+    else:
+        pair = load(recipe.dataset, "probe", data, where), load(recipe.dataset, "test", data, where)
+    probe, test = (_at_most(record.limit, images) for images in pair)
     return evaluate(*load_networks(folder, recipe, where), probe, test, recipe)
 
 
@@ -269,7 +284,7 @@ def _say(message: str) -> None:
         print(message, flush=True)
 
 
-def _finished(out: Path, recipe: Recipe, limit: int | None, resume: bool) -> bool:
+def _finished(out: Path, recipe: Recipe, limit: int | None, validate: bool, resume: bool) -> bool:
     """Whether `out` holds this run, finished. FileExistsError if it holds a run that may not be resumed."""
     if not (out / "record.json").exists():
         return False
@@ -278,8 +293,10 @@ def _finished(out: Path, recipe: Recipe, limit: int | None, resume: bool) -> boo
         raise FileExistsError(
             f"{out} holds a run already: resume it, or choose another folder (--resume, --out)"
         )
-    now = records.plain(asdict(recipe) | {"limit": limit})
-    before = records.plain(asdict(record.recipe) | {"limit": record.limit})
+    scored_on = "validation" if validate else "test"
+    now = records.plain(asdict(recipe) | {"limit": limit, "scored_on": scored_on})
+    before = asdict(record.recipe) | {"limit": record.limit, "scored_on": record.scored_on}
+    before = records.plain(before)
     changed = [f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key]]
     if changed:
         raise FileExistsError(

@@ -16,10 +16,11 @@ from wmse import figures, machine, records
 from wmse.figures import markdown_table
 from wmse.recipes import RECIPES, get_recipe
 from wmse.records import Entry, Record
-from wmse.reproduction import claims, queue, tables
+from wmse.reproduction import claims, queue, tables, tuning
 
 # Parts of pages; on which page each stands is said where it is made.
 LANDING, LEDGER, COMPUTE = "landing-results.md", "report-ledger.md", "report-compute.md"
+TUNING = "report-tuning.md"
 TIMES, COSTS = "course-times.md", "course-costs.md"
 INDEX = "book/records/index"
 
@@ -28,8 +29,8 @@ METHODS = ("w-mse-2", "w-mse-4", "simclr", "byol", "mse")
 VERDICTS = {"holds": "✓ holds", "fails": "✗ fails", "open": "○ open"}
 PROJECTS = {  # recipes that projects of the course are made of, and the least that they need
     "digits/w-mse-2": "cpu",
-    "cifar10-cpu/w-mse-2": "cpu",
-    "cifar10-cpu/w-mse-4": "cpu",
+    "cifar10-laptop/w-mse-2": "cpu",
+    "cifar10-laptop/w-mse-4": "cpu",
     "cifar10-200/w-mse-2": "cuda",
     "cifar10/w-mse-2": "cuda",
     "cifar10/w-mse-4": "cuda",
@@ -73,6 +74,7 @@ def write(results: Path, stage: Path, chapters: Sequence[str]) -> list[str]:
     parts = {
         LANDING: landing(entries),
         LEDGER: ledger(entries),
+        TUNING: tuned(entries),
         COMPUTE: compute(entries),
         TIMES: times(executed),
         COSTS: costs(entries, first_chapter),
@@ -158,6 +160,22 @@ def ledger(entries: Sequence[Entry]) -> str:
             parts.append(f"Not yet tested: {'; '.join(untested)}.")
         sections += parts
     return "\n\n".join([markdown_table(["claim", "verdict", "rung"], summary), *sections]) + "\n"
+
+
+def tuned(entries: Sequence[Entry]) -> str:
+    """Scores of the tuning grid: a row a method and value, a column a learning rate, the choice in bold."""
+    rates = sorted(tuning.LEARNING_RATES)
+    rows = []
+    for method, (_, field, values) in tuning.TUNED.items():
+        found, choice = tuning.scores(method, entries), tuning.chosen(method, entries)
+        for value in values:
+            cells = []
+            for trial in (tuning.Trial(method, rate, value) for rate in rates):
+                score = f"{found[trial]:.2f}" if trial in found else "no run yet"
+                cells.append(f"**{score}**" if trial == choice else score)
+            rows.append([figures.METHOD_TITLES[method], f"{field.replace('_', ' ')} {value:g}", *cells])
+    header = ["method", "setting", *(f"learning rate {rate:g}" for rate in rates)]
+    return markdown_table(header, rows, range(2, len(header))) + "\n"
 
 
 def compute(entries: Sequence[Entry]) -> str:
@@ -253,7 +271,7 @@ def record_page(entry: Entry, page: str, picture: Path | None) -> str:
     parts += ["To run it again:", f"```bash\n{command(record)}\n```"]
     if metrics := record.metrics:
         rows = [[SCORES.get(key, key), _number(value)] for key, value in metrics.items()]
-        parts.append(f"## Scores on {record.images['test']:,} test images")
+        parts.append(f"## Scores on {record.images['test']:,} {record.scored_on} images")
         parts.append(markdown_table(["score", "value"], rows, (1,)))
     if picture:
         curve = record.curve

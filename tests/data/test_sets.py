@@ -134,6 +134,28 @@ def test_probe_of_digits_is_train():
     assert torch.equal(data.load("digits", "probe").images, data.load("digits", "train").images)
 
 
+def test_validation_images_are_a_tenth_of_train_and_always_the_same(monkeypatch):
+    images = torch.arange(50_000, dtype=torch.int32).view(torch.uint8).view(-1, 4, 1, 1)[:, :3].contiguous()
+    train = data.ImageSet("cifar10", images, torch.arange(50_000), ("one",), (0.5,) * 3, (0.2,) * 3)
+    monkeypatch.setitem(data.SETS, "cifar10", lambda name, split, *_: {"train": train}[split])
+    learn, score = data.load_validation("cifar10")
+    assert len(learn) == 45_000 and len(score) == 5_000
+    assert torch.equal(torch.cat([learn.labels, score.labels]).sort().values, train.labels)
+    for part in (learn, score):
+        assert torch.equal(part.labels, part.labels.sort().values), "the order of the split"
+        assert torch.equal(part.images, images[part.labels])
+    # Another draw would train on images that settings were chosen on.
+    assert score.labels[:5].tolist() == [22, 41, 47, 50, 64]
+    torch.manual_seed(1)
+    assert torch.equal(data.load_validation("cifar10")[1].labels, score.labels)
+
+
+@pytest.mark.parametrize("name", ["stl10", "imagenet100"])
+def test_sets_without_validation_images_say_so_before_they_load(name, tmp_path):
+    with pytest.raises(ValueError, match=f"{name} has no validation split.*--validate"):
+        data.load_validation(name, tmp_path)
+
+
 def test_batches_are_the_normalised_images_in_order():
     images = data.load("digits", "test", limit=10)
     batches = list(images.batches(4))

@@ -52,12 +52,14 @@ def test_without_records_all_runs_are_listed_in_their_order(tmp_path):
     assert command in commands
     numbers = [int(line.split(".")[0]) for line in text.splitlines() if line[:1].isdigit()]
     assert numbers == list(range(1, len(commands) + 1))
-    assert "no GPU" in text.split("## Table 1 on the slim rung")[1].split("##")[0]
+    assert "no GPU" in text.split("## Table 1 on the laptop's rung")[1].split("##")[0]
 
 
 @pytest.mark.parametrize("run", EVERY_RUN)
 def test_a_finished_run_leaves_the_list_and_no_other_does(run, tmp_path):
-    put(tmp_path, example_record(run.name, run.seed, dict(run.changes)))
+    changes = dict(run.changes)
+    scored_on = changes.pop("scored_on", "test")
+    put(tmp_path, example_record(run.name, run.seed, changes, scored_on=scored_on))
     assert queue(tmp_path) == [other for other in EVERY_RUN if other != run]
 
 
@@ -72,6 +74,7 @@ def test_the_command_of_a_changed_recipe_trains_it(run, tmp_path, monkeypatch):
     ((name, out), named), *_ = trained
     assert (name, out) == (run.name, queued.out)
     assert named["recipe"] == replace(run.recipe, seed=run.seed)
+    assert named["validate"] == (("scored_on", "validation") in run.changes)
 
 
 def test_precision_and_compilation_make_no_other_run(tmp_path):
@@ -117,6 +120,7 @@ def test_the_cost_in_views_is_of_whole_batches():
     assert views_to_train(get_recipe("cifar10-cpu/w-mse-4")) == 20 * 195 * 256 * 4
     assert views_to_train(get_recipe("imagenet100/w-mse-4")) == 240 * 494 * 256 * 4
     assert views_to_train(get_recipe("cifar10-cpu/raw-pixels")) == 0
+    assert views_to_train(get_recipe("cifar10-cpu/w-mse-2"), 0.9) == 20 * (45_000 // 512) * 512 * 2
 
 
 def test_speeds_are_assumed_until_a_record_of_the_like_measured_one(tmp_path):

@@ -293,8 +293,8 @@ def test_a_page_links_every_seed_and_says_how_to_make_what_is_missing(tmp_path):
     assert [cells[1], cells[3]] == ["91.55†<br>89.69†", "-0.05 ✓<br>-1.69 ✗"]
     assert "|  |  | 60.00<br>50.00<br>`cifar10-cpu`, seed [0](seed-0) | -31.55<br>-39.69 |  |" in text
     assert "| BYOL | 91.73†<br>89.45† | no run yet<br>train cifar10/byol |  |" in text
-    assert "BYOL: train cifar10-200/byol; train cifar10-cpu/byol" in text
-    assert "W-MSE 2: train cifar10-200/w-mse-2\n" in text, "made on the other rungs"
+    assert "BYOL: train cifar10-200/byol; train cifar10-laptop/byol; train cifar10-cpu/byol" in text
+    assert "W-MSE 2: train cifar10-200/w-mse-2; train cifar10-laptop/w-mse-2\n" in text, "made on the others"
     assert "digits" not in text
 
 
@@ -320,3 +320,9 @@ def test_every_method_and_data_set_has_a_name_for_prose():
     assert {recipe.dataset for recipe in RECIPES.values()} | {figure.dataset for figure in quoted} <= set(
         DATASET_TITLES
     )
+
+
+def test_scores_on_validation_images_are_left_out(tmp_path):
+    put(tmp_path, example_record(scored_on="validation"))
+    made = table(tmp_path)
+    assert not made.remarks and made.scores["mean"].isna().all()

@@ -1,6 +1,6 @@
 """Data sets: images in memory or streamed from files, their labels, and random views of their batches."""
 
-from wmse.data.sets import OWN_PROBE, SETS, SPLITS, STATISTICS, ImageSet, load, view_batches
+from wmse.data.sets import OWN_PROBE, SETS, SPLITS, STATISTICS, ImageSet, load, load_validation, view_batches
 from wmse.data.streaming import StreamedSet, stream_views
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "ImageSet",
     "StreamedSet",
     "load",
+    "load_validation",
     "stream_views",
     "view_batches",
 ]

@@ -25,6 +25,8 @@ from wmse.views import Triple, ViewSettings, make_views, normalize_
 
 SPLITS = ("train", "probe", "test")
 OWN_PROBE = ("stl10",)  # sets whose probe split differs from their train split
+NO_VALIDATION = (*OWN_PROBE, "imagenet100")  # sets whose train split is not in memory, or not all labelled
+VALIDATION_SEED = 2007  # draws the validation images, once for all runs: no recipe's seed changes them
 
 # (mean, standard deviation) of the red, green and blue channels in units of [0, 1], as in the official code.
 STATISTICS: dict[str, tuple[Triple, Triple]] = {
@@ -121,6 +123,25 @@ def load(
             raise ValueError(f"limit is {limit}, not within 1 to {len(images)}, the size of {name} {split}")
         images = images.first(limit)
     return images.to(device)
+
+
+def load_validation(
+    name: str, root: str | Path | None = None, device: str | torch.device = "cpu"
+) -> tuple[ImageSet, ImageSet]:
+    """The train split in two: what encoder and probe learn from, and a tenth kept aside to choose settings on.
+
+    The tenth is 5,000 of CIFAR's 50,000 images. It is drawn without regard to class, and is the same on every
+    machine. Both parts keep the order of the split. Arguments and errors are those of `load`; also ValueError
+    for `NO_VALIDATION`.
+    """
+    if name in NO_VALIDATION:
+        raise ValueError(f"{name} has no validation split, so its runs are scored on test: no --validate")
+    images = load(name, "train", root, device)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(VALIDATION_SEED))
+    aside = round(len(images) / 10)
+    parts = [part.sort().values.to(images.device) for part in (order[aside:], order[:aside])]
+    learn, score = (replace(images, images=images.images[i], labels=images.labels[i]) for i in parts)
+    return learn, score
 
 
 def view_batches(

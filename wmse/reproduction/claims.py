@@ -21,7 +21,8 @@ MIN_SEEDS = 3  # of each method
 COMPETITIVE = 1.0  # points of accuracy that a "competitive" method may lie behind
 CLEARLY = 5.0  # points by which a method that learns must lead one that does not
 COLLAPSED = 0.1  # fraction of the embedding's dimensions shared by two views; up to it a run has collapsed
-TESTED_BUDGETS = ("cifar10", "cifar10-200", "cifar10-cpu", "digits")  # from the paper's own down
+# From the paper's own down.
+TESTED_BUDGETS = ("cifar10", "cifar10-200", "cifar10-laptop", "cifar10-cpu", "digits")
 Runs = Mapping[str, Sequence[Record]]  # by method
 
 

@@ -9,9 +9,10 @@ from textwrap import fill
 from typing import Any, NamedTuple
 
 from wmse.machine import duration, hardware_label
-from wmse.recipes import FLOORS, SOLO_LEARN, TABLE_1, Recipe, get_recipe
+from wmse.recipes import FLOORS, Recipe, get_recipe
 from wmse.records import Entry, free_folder
 from wmse.reproduction.ablations import ABLATIONS, SEEDS, three_w_mses
+from wmse.reproduction.tuning import TUNED, trials
 
 TRAINING_IMAGES = {"digits": 2_048, "cifar10": 50_000, "cifar100": 50_000, "tiny-imagenet": 100_000}
 TRAINING_IMAGES |= {"stl10": 105_000, "imagenet100": 126_689}  # STL-10: labelled and unlabelled
@@ -56,7 +57,8 @@ class QueuedRun:
 
     name: str  # of the recipe
     seed: int
-    changes: tuple[tuple[str, Any], ...] = ()  # fields of the recipe and their values
+    changes: tuple[tuple[str, Any], ...] = ()  # as `Record.changes`
+    folder: str = field(default="", compare=False)  # below the results; empty: as the three above say
     out: Path = field(default=Path(), compare=False)  # of an unfinished record, or a free folder
     status: str = field(default="", compare=False)  # of the unfinished record
     views: int = field(default=0, compare=False)  # to train on, all epochs together
@@ -65,7 +67,8 @@ class QueuedRun:
 
     @property
     def recipe(self) -> Recipe:
-        return replace(get_recipe(self.name), **dict(self.changes))
+        fields = {key: value for key, value in self.changes if key not in ("limit", "scored_on")}
+        return replace(get_recipe(self.name), **fields)
 
     @property
     def command(self) -> str:
@@ -100,22 +103,43 @@ def _ablated() -> tuple[QueuedRun, ...]:
     return tuple(dict.fromkeys(runs))
 
 
-_SLIM = (*TABLE_1, "mse", "supervised")
+def _tuning() -> tuple[QueuedRun, ...]:
+    """All trials; those of one learning rate and value for all methods, before the next."""
+    by_method = [trials(method) for method in TUNED]
+    return tuple(
+        QueuedRun(
+            trial.name,
+            0,
+            tuple(trial.changes.items()),
+            f"tuning/{trial.method}/lr-{trial.learning_rate}-{trial.field.replace('_', '-')}-{trial.value}",
+        )
+        for alike in zip(*by_method, strict=True)
+        for trial in alike
+    )
+
+
 _CLAIMED = ("w-mse-4", "simclr", "byol", "mse", "random-encoder")  # W-MSE 2 is the ablations' first setting
 _OURS_FIRST = ("w-mse-2", "w-mse-4", "simclr", "byol")
 _LATER = ("cw-rgp-4", "barlow-twins", "vicreg", "supervised")
+_BOUNDS = ("mse", *FLOORS, "supervised")
+_REPEATED = (*_OURS_FIRST, "mse", *FLOORS)
 _CAME_AFTER = _runs("cifar10-200", _LATER) + _runs("cifar10", _LATER)
-_DIFFERENCES = [f"w-mse-2-{name}" for name in SOLO_LEARN]
 _OTHER_SETS = _runs("cifar100", _OURS_FIRST) + _runs("stl10", _OURS_FIRST)
 _OTHER_SETS += _runs("tiny-imagenet", _OURS_FIRST) + _runs("imagenet100", ("w-mse-2", "w-mse-4"))
+_LAPTOP, _DETACHED = "cifar10-laptop", ("w-mse-2-detached",)
 STAGES = (
-    Stage("Table 1 on the slim rung, with what bounds it", "cpu", _runs("cifar10-cpu", (*_SLIM, *FLOORS))),
+    Stage("Settings for the laptop's rung, chosen on validation images", "cpu", _tuning()),
+    Stage("Table 1 on the laptop's rung", "cpu", _runs(_LAPTOP, _OURS_FIRST)),
+    Stage("What bounds it", "cpu", _runs(_LAPTOP, _BOUNDS)),
+    Stage("Two further seeds", "cpu", _runs(_LAPTOP, _REPEATED, SEEDS[1:])),
+    Stage("CIFAR-100 on the laptop's rung", "cpu", _runs("cifar100-laptop", _OURS_FIRST)),
+    Stage("Later methods", "cpu", _runs(_LAPTOP, ("barlow-twins", "vicreg", "cw-rgp-2"))),
+    Stage("W-MSE 2 with the second view detached", "cpu", _runs(_LAPTOP, _DETACHED)),
+    Stage("Seeds 3 and 4", "cpu", _runs(_LAPTOP, _OURS_FIRST, (3, 4))),
     Stage("The claims on the embedded images", "cpu", _runs("digits", _CLAIMED, SEEDS)),
     Stage("Ablations, and three W-MSEs", "cpu", _ablated()),
     Stage("Table 1 at 200 epochs", "cuda", _runs("cifar10-200", ("w-mse-2", "simclr", "byol", "w-mse-4"))),
     Stage("Table 1 at the paper's 1000 epochs", "cuda", _runs("cifar10", _OURS_FIRST)),
-    Stage("Further seeds of the slim rung", "cpu", _runs("cifar10-cpu", (*_SLIM, FLOORS[0]), SEEDS[1:])),
-    Stage("Three W-MSEs on the slim rung", "cpu", _runs("cifar10-cpu", _DIFFERENCES)),
     Stage("Further seeds at 200 epochs", "cuda", _runs("cifar10-200", _OURS_FIRST, SEEDS[1:])),
     Stage("What came after, and the upper bound", "cuda", _CAME_AFTER),
     Stage("The other data sets", "cuda", _OTHER_SETS),
@@ -131,23 +155,25 @@ def wanted(stage: Stage, entries: Sequence[Entry], results: Path) -> list[Queued
         if any(record.status == "finished" or record.breakdown for _, record in own):
             continue
         changes = "-".join(word.removeprefix("--") for word in flags(dict(run.changes)))
-        folder = results / run.name / changes / f"seed-{run.seed}"
+        folder = results / (run.folder or Path(run.name, changes, f"seed-{run.seed}"))
         out, status = (own[-1].folder, own[-1].record.status) if own else (free_folder(folder), "")
-        queued.append(replace(run, out=out, status=status, **cost(run.recipe, stage.device, entries)))
+        share = 0.9 if ("scored_on", "validation") in run.changes else 1.0
+        costs = cost(run.recipe, stage.device, entries, share)
+        queued.append(replace(run, out=out, status=status, **costs))
     return queued
 
 
-def cost(recipe: Recipe, device: str, entries: Sequence[Entry]) -> dict[str, Any]:
-    """Views, seconds and basis as in `QueuedRun`, on a kind of device, cuda or cpu."""
-    views = views_to_train(recipe)
+def cost(recipe: Recipe, device: str, entries: Sequence[Entry], share: float = 1.0) -> dict[str, Any]:
+    """Views, seconds and basis as in `QueuedRun`, on a kind of device, cuda or cpu, for a share of images."""
+    views = views_to_train(recipe, share)
     per_second, basis = speed(recipe, device, entries) if views else (1.0, "nothing is trained")
     return {"views": views, "seconds": views / per_second, "basis": basis}
 
 
-def views_to_train(recipe: Recipe) -> int:
-    """How many views all epochs have together; incomplete batches are dropped."""
-    batches = TRAINING_IMAGES[recipe.dataset] // recipe.batch_size
-    return recipe.epochs * batches * recipe.batch_size * recipe.positives
+def views_to_train(recipe: Recipe, share: float = 1.0) -> int:
+    """How many views all epochs on this share of the images have together; incomplete batches are dropped."""
+    whole = round(share * TRAINING_IMAGES[recipe.dataset]) // recipe.batch_size * recipe.batch_size
+    return recipe.epochs * whole * recipe.positives
 
 
 def speed(recipe: Recipe, device: str, entries: Sequence[Entry]) -> tuple[float, str]:
@@ -203,11 +229,13 @@ def queue_markdown(entries: Sequence[Entry], problems: Sequence[str], results: s
 
 
 def flags(changes: Mapping[str, Any]) -> list[str]:
-    """Changes of a recipe as flags of `python -m wmse train`: ["--slice-size", "33", "--no-normalize"]."""
+    """A record's changes as flags of `python -m wmse train`: ["--slice-size", "33", "--no-normalize"]."""
     words = []
     for key, value in changes.items():
         flag = key.replace("_", "-")
-        if isinstance(value, bool):
+        if key == "scored_on":
+            words.append("--validate")
+        elif isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
         else:
             words += [f"--{flag}", *map(str, value if isinstance(value, tuple) else [value])]

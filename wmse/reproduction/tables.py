@@ -108,7 +108,8 @@ def make_table(name: str, entries: Sequence[Entry], problems: Sequence[str] = ()
 def _groups(entries: Sequence[Entry], outline: Outline) -> tuple[dict[tuple, dict[int, Entry]], list[str]]:
     """Runs that may be averaged, by what they share, then by seed; and why others were left out."""
     counted, remarks = [], []
-    for folder, record in (entry for entry in entries if entry.record.recipe.dataset in outline.datasets):
+    own = [entry for entry in entries if entry.record.scored_on == "test"]
+    for folder, record in (entry for entry in own if entry.record.recipe.dataset in outline.datasets):
         if record.status != "finished":
             remarks.append(f"left out, {record.status}: {folder}")
         elif record.name not in RECIPES:
