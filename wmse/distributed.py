@@ -55,18 +55,16 @@ def joined(device: str | None = None) -> Iterator[torch.device]:
     the hosts' own messages always go by gloo, so that none of them waits for a GPU.
     """
     where = choose_device(device)
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        yield where
-        return
-    if where.type == "cuda":
+    launched = "TORCHELASTIC_RUN_ID" in os.environ
+    if launched and where.type == "cuda":
         where = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(where)
-    if dist.is_initialized():  # by the caller
-        yield where
-        return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo", timeout=TIMEOUT)
+    joins = launched and not dist.is_initialized()  # the caller may have joined already
+    if joins:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo", timeout=TIMEOUT)
     yield where
-    dist.destroy_process_group()  # left out after an error: others may be gone, and torchrun ends the rest
+    if joins:
+        dist.destroy_process_group()  # left out after an error: others may be gone; torchrun ends the rest
 
 
 def any_of(*flags: bool) -> list[bool]:

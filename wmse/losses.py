@@ -56,10 +56,9 @@ def _slices(
 ) -> Tensor:
     """Permutations, shared by the views, cut up: (d, iterations, n / slice_size, slice_size, k)."""
     d, n, k = embeddings.shape
-    device = embeddings.device
-    source = generator.device if generator is not None else device
+    source = generator.device if generator is not None else embeddings.device
     permutations = [torch.randperm(n, generator=generator, device=source) for _ in range(iterations)]
-    order = torch.cat(permutations).to(device, non_blocking=True)
+    order = torch.cat(permutations).to(embeddings.device, non_blocking=True)
     return embeddings.index_select(1, order).view(d, iterations, n // slice_size, slice_size, k)
 
 
@@ -214,11 +213,8 @@ def cw_rgp_loss(
     view. In each group the covariance *between images* is made I; then channels are put back, and positives
     compared.
 
-    Args:
-        embeddings: (d, n, k), n a multiple of `slice_size`, k of `groups`.
-        slice_size: images per slice; fewer than the k / groups channels of a group, half of them is advised.
-        iterations, normalize, whitening, generator, eps, whitening_steps: as in `w_mse_loss`, whose errors it
-            raises.
+    n is a multiple of `slice_size`, k of `groups`. A slice has fewer images than a group has channels,
+    k / groups; half as many are advised. All else, and the errors raised, are as in `w_mse_loss`.
     """
     d, n, k = _shape(embeddings)
     check_channel_sizes(d, n, k, slice_size, groups, iterations)
@@ -246,10 +242,9 @@ def intl_loss(
     the sum of (variance - 1)^2 over the variables whitened, of both views; it pulls the variances that these
     steps left below 1 the rest of the way.
 
-    Args:
-        steps, normalize: as in `whiten(..., "newton-schulz")` and in `mse_loss`.
-        between_images: True: whiten the covariance between images over channels, as in the authors' CIFAR
-            runs (k > n). False: the covariance of dimensions over images (n > k).
+    `between_images`: whiten the covariance between images over channels, as in the authors' CIFAR runs
+    (k > n); False: the covariance of dimensions over images (n > k). `steps` and `normalize` are as in
+    `whiten(..., "newton-schulz")` and in `mse_loss`.
     """
     _shape(embeddings)
     samples = embeddings.mT if between_images else embeddings

@@ -37,8 +37,11 @@ def build_encoder(
     if name not in ENCODERS:
         raise ValueError(f"unknown encoder {name!r}; there are: {', '.join(ENCODERS)}")
     if name == "resnet18":
-        return _resnet18(stem, width, zero_init_residual)
-    return _small() if name == "small" else _pixels()
+        network, features = _resnet18(stem, width, zero_init_residual), 8 * width
+    else:
+        network, features = (_small(), 256) if name == "small" else (nn.Sequential(nn.Flatten()), 3 * 32 * 32)
+    network.out_features = features
+    return network
 
 
 def _resnet18(stem: str, width: int, zero_init_residual: bool) -> nn.Module:
@@ -65,7 +68,6 @@ def _resnet18(stem: str, width: int, zero_init_residual: bool) -> nn.Module:
         network.bn1 = nn.BatchNorm2d(width)
     if stem == "32px":
         network.maxpool = nn.Identity()
-    network.out_features = network.layer4[-1].conv2.out_channels
     network.fc = nn.Identity()
     return network
 
@@ -78,15 +80,7 @@ def _small() -> nn.Module:
     # 32 pixels to 4. The position of strokes tells digits apart, so no pooling averages over positions.
     convolutions = [*halve(3, 32, 5), *halve(32, 64, 3), *halve(64, 128, 3)]
     head = [nn.Linear(128 * 4 * 4, 256, bias=False), nn.BatchNorm1d(256), nn.ReLU(inplace=True)]
-    network = nn.Sequential(*convolutions, nn.Flatten(), *head)
-    network.out_features = 256
-    return network
-
-
-def _pixels() -> nn.Module:
-    network = nn.Sequential(nn.Flatten())
-    network.out_features = 3 * 32 * 32
-    return network
+    return nn.Sequential(*convolutions, nn.Flatten(), *head)
 
 
 ENCODERS = ("resnet18", "small", "pixels")

@@ -166,18 +166,13 @@ FLOORS = ("random-encoder", "raw-pixels")
 
 # The protocol of each data set. Only the losses that whiten slices of a batch read slice_size and iterations.
 _SIXTY_FOUR = Recipe(learning_rate=2e-3, embedding_dim=128, slice_size=256, stem="64px")
+_LARGE_VIEWS = replace(_STRONG, crop_scale=(0.08, 1.0), blur_probability=0.5, size=224)
 DATASET_RECIPES = {
     "cifar10": Recipe(dataset="cifar10"),
     "cifar100": Recipe(dataset="cifar100"),
     "stl10": replace(_SIXTY_FOUR, dataset="stl10", epochs=2000, views=ViewSettings(size=64)),
     "tiny-imagenet": replace(_SIXTY_FOUR, dataset="tiny-imagenet"),
-    "imagenet100": replace(
-        _SIXTY_FOUR,
-        dataset="imagenet100",
-        stem="224px",
-        epochs=240,
-        views=replace(_STRONG, crop_scale=(0.08, 1.0), blur_probability=0.5, size=224),
-    ),
+    "imagenet100": replace(_SIXTY_FOUR, dataset="imagenet100", stem="224px", epochs=240, views=_LARGE_VIEWS),
     # A handwritten digit has a right way round, so its views are not flipped. A fifth of it is no digit, so
     # crops keep more. Its colour says nothing about its class, so views often lose it and take any hue.
     "digits": Recipe(

@@ -98,7 +98,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def read_images(paths: Sequence[str], side: int) -> Tensor:
-    """Read images of `side` x `side` pixels: uint8 (n, 3, side, side). ValueError for an image of other size."""
+    """Read images of `side` x `side` pixels: uint8 (n, 3, side, side). ValueError for another size."""
     images = torch.empty(len(paths), 3, side, side, dtype=torch.uint8)
     levels = images.numpy()
 

@@ -68,10 +68,8 @@ class ImageSet:
 
     def labelled(self) -> "ImageSet":
         """The images that have a label; `self`, not a copy, if all have one."""
-        labelled = self.labels >= 0
-        if bool(labelled.all()):
-            return self
-        return replace(self, images=self.images[labelled], labels=self.labels[labelled])
+        index = self.labels >= 0
+        return self if index.all() else replace(self, images=self.images[index], labels=self.labels[index])
 
     def normalized(self, index=None) -> Tensor:
         """Normalised images without augmentation, all or those of `index`: float32 (m, 3, h, w)."""
@@ -79,8 +77,7 @@ class ImageSet:
         return normalize_(images.float().div_(255), self.mean, self.std)
 
     def batches(self, size: int) -> Iterator[Tensor]:
-        """All images in order, without augmentation: normalised float32 (b, 3, h, w), b = `size` or, in the
-        last batch, fewer."""
+        """All images in order, `size` at a time, without augmentation: normalised float32 (b, 3, h, w)."""
         return (self.normalized(slice(start, start + size)) for start in range(0, len(self), size))
 
 
@@ -182,8 +179,7 @@ def view_batches(
         raise ValueError(f"batch_size is {batch_size}, start {start}; give at least 1 and 0")
     streamed = isinstance(images, StreamedSet)
     order = order.to("cpu" if streamed else images.device)
-    numbers = range(start, len(order) // batch_size)
-    batches = [order[number * batch_size : (number + 1) * batch_size] for number in numbers]
+    batches = order.split(batch_size)[start : len(order) // batch_size]
     if streamed:
         views = stream_views(images, batches, d, settings, seed)
     else:
@@ -194,17 +190,10 @@ def view_batches(
 
 
 def _digits(name: str, split: str, *_) -> ImageSet:
-    train = draw_digits("train")[0]
-    pixels = train.transpose(1, 0, 2, 3).reshape(3, -1) / np.float32(255)
-    images, labels = draw_digits("test" if split == "test" else "train")
-    return ImageSet(
-        name=name,
-        images=torch.from_numpy(images.copy()),
-        labels=torch.from_numpy(labels.copy()),
-        classes=tuple("0123456789"),
-        mean=tuple(pixels.mean(1, dtype=np.float64).tolist()),
-        std=tuple(pixels.std(1, dtype=np.float64).tolist()),
-    )
+    train = draw_digits("train")[0].transpose(1, 0, 2, 3).reshape(3, -1) / np.float32(255)
+    mean, std = (tuple(of(1, dtype=np.float64).tolist()) for of in (train.mean, train.std))
+    images, labels = map(torch.tensor, draw_digits("test" if split == "test" else "train"))  # copies
+    return ImageSet(name, images, labels, tuple("0123456789"), mean, std)
 
 
 def _cifar(name: str, split: str, root: Path, mirror: str | None) -> ImageSet:

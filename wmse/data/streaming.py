@@ -17,15 +17,13 @@ from multiprocessing.context import BaseContext
 import torch
 from PIL import Image, ImageFilter
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset
 
 from wmse.data.folders import read_rgb
 from wmse.machine import usable_cores
 from wmse.views import Triple, ViewSettings, normalize_
 
-PIECE = (
-    32  # images per request to a worker; small, so that an epoch starts soon and uses little shared memory
-)
+PIECE = 32  # images per request to a worker: few, so that an epoch starts soon and needs little shared memory
 MOST_WORKERS = 16
 
 
@@ -65,8 +63,7 @@ class StreamedSet:
     def batches(self, size: int) -> Iterator[Tensor]:
         """All images in order, without augmentation: normalised float32 (b, 3, crop, crop).
 
-        Images are resized by Pillow's bicubic filter and cropped. b is `size` or, in the last batch, fewer.
-        Raises what `read_rgb` does.
+        Images are resized by Pillow's bicubic filter and cropped, `size` at a time; raises as `read_rgb` does.
         """
         from torchvision.transforms import v2
 
@@ -93,9 +90,7 @@ def stream_views(
     if d < 1:
         raise ValueError(f"d is {d}; ask for at least one view of each image")
     if settings.size is None:
-        raise ValueError(
-            "size is None, but streamed images differ in size: give views one, such as 224 pixels"
-        )
+        raise ValueError("size is None, but streamed images differ in size: give one, such as 224 pixels")
     return _stream(images, batches, d, _augmentation(settings), seed)
 
 
@@ -108,16 +103,14 @@ def _augmentation(settings: ViewSettings) -> Callable:
 
     strengths = settings.brightness, settings.contrast, settings.saturation, settings.hue
     low, high = settings.blur_radius
-    return v2.Compose(
-        [
-            v2.RandomApply([v2.ColorJitter(*strengths)], p=settings.jitter_probability),
-            v2.RandomGrayscale(p=settings.grayscale_probability),
-            v2.RandomResizedCrop(settings.size, settings.crop_scale, settings.crop_ratio, Image.BICUBIC),
-            v2.RandomHorizontalFlip(p=settings.flip_probability),
-            v2.RandomApply([v2.Lambda(partial(_blurred, low=low, high=high))], p=settings.blur_probability),
-            v2.PILToTensor(),
-        ]
-    )
+    steps = [
+        v2.RandomApply([v2.ColorJitter(*strengths)], p=settings.jitter_probability),
+        v2.RandomGrayscale(p=settings.grayscale_probability),
+        v2.RandomResizedCrop(settings.size, settings.crop_scale, settings.crop_ratio, Image.BICUBIC),
+        v2.RandomHorizontalFlip(p=settings.flip_probability),
+        v2.RandomApply([v2.Lambda(partial(_blurred, low=low, high=high))], p=settings.blur_probability),
+    ]
+    return v2.Compose([*steps, v2.PILToTensor()])
 
 
 def _blurred(image: Image.Image, low: float, high: float) -> Image.Image:
@@ -127,26 +120,26 @@ def _blurred(image: Image.Image, low: float, high: float) -> Image.Image:
 
 @dataclass(frozen=True)
 class _Views(Dataset):
-    """Item i is d views of image i, uint8 (d, 3, h, w), determined by i and `seed`."""
+    """d views of each image of a piece, uint8 (images, d, 3, h, w), determined by the index and `seed`."""
 
     paths: tuple[str, ...]
     transform: Callable  # PIL image to uint8 (3, h, w); draws from torch's global generator
     d: int
     seed: int
 
-    def __getitem__(self, index: int) -> Tensor:
+    def __getitem__(self, piece: list[int]) -> Tensor | Exception:
+        """The views, or why one cannot be made: a worker would raise that with its traceback as the text."""
+        try:
+            return torch.stack([self._of_image(index) for index in piece])
+        except (ValueError, OSError, MemoryError) as error:
+            return error
+
+    def _of_image(self, index: int) -> Tensor:
         image = read_rgb(self.paths[index])
         digest = hashlib.blake2b(f"{self.seed} {index}".encode(), digest_size=8).digest()
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int.from_bytes(digest, "big"))
             return torch.stack([self.transform(image) for _ in range(self.d)])
-
-    def __getitems__(self, indices: list[int]) -> list[Tensor] | Exception:
-        """The items, or why one cannot be read: a worker would raise that with its traceback as the text."""
-        try:
-            return [self[index] for index in indices]
-        except (ValueError, OSError, MemoryError) as error:
-            return error
 
 
 def _stream(
@@ -170,16 +163,12 @@ def _next(made: Iterator[Tensor | Exception]) -> Tensor:
         if not dead or str(error).startswith("Caught"):  # then it is a mistake in our code
             raise
         raise ChildProcessError(
-            f"a process that reads images ended: {error} The machine may lack memory, shared memory (/dev/shm) "
-            "or open files (ulimit -n)."
+            f"a process that reads images ended: {error} The machine may lack memory, shared memory "
+            "(/dev/shm) or open files (ulimit -n)."
         ) from error
     if isinstance(piece, Exception):
         raise piece
     return piece
-
-
-def _collate(items: list[Tensor] | Exception) -> Tensor | Exception:
-    return items if isinstance(items, Exception) else default_collate(items)
 
 
 def _loader(views: _Views, pieces: list[list[int]], images: StreamedSet) -> DataLoader:
@@ -187,12 +176,12 @@ def _loader(views: _Views, pieces: list[list[int]], images: StreamedSet) -> Data
     workers = min(_default_workers() if images.workers is None else images.workers, len(pieces))
     return DataLoader(
         views,
-        batch_sampler=pieces,
+        sampler=pieces,
+        batch_size=None,  # a piece is one item
         num_workers=workers,
-        collate_fn=_collate,
         pin_memory=images.device.type == "cuda",
         multiprocessing_context=_context() if workers else None,
-        worker_init_fn=_start_worker if workers else None,
+        worker_init_fn=_start_worker,
         generator=torch.Generator(),  # without it DataLoader draws a number from the global generator
     )
 
@@ -204,11 +193,10 @@ def _default_workers() -> int:
 
 
 def _context() -> BaseContext:
-    """Start workers from a fork server, because forking this process could deadlock them.
+    """Start workers from a fork server: it has no threads, and has already imported what workers need.
 
     The threads of this process (OpenMP, autograd, CUDA) do not survive a fork, and a lock that one of them
-    holds would stay locked in the worker. The fork server has no threads, and has already imported what
-    workers need.
+    holds would stay locked in the worker.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():  # Windows
         return multiprocessing.get_context("spawn")
