@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from enum import Enum
 
 import pytest
 import torch
@@ -74,7 +75,7 @@ def test_metrics_are_appended_read_and_cut(tmp_path):
     assert records.read_metrics(tmp_path) == []
 
 
-MISSING = object()
+MISSING = Enum("Absent", "KEY").KEY  # a member has the same name in every process of a test run
 BROKEN = {  # dotted key -> values that it cannot have
     "name": [MISSING, 3],
     "status": [MISSING, "done", None],
