@@ -13,6 +13,7 @@ FLOORS = (
     {"losses", "metrics", "networks", "data"},
     {"objectives", "evaluation", "reproduction"},
     {"run"},
+    {"checkpoints"},
     {"training"},
     {"__main__"},
 )

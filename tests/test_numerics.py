@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from wmse.checkpoints import load_checkpoint, save_checkpoint
 from wmse.losses import w_mse_loss
 from wmse.numerics import MAX_REFUSED, Checks, float32_products, require
 from wmse.recipes import get_recipe
-from wmse.run import DivergenceError, load_checkpoint, save_checkpoint, start_run
+from wmse.run import DivergenceError, start_run
 from wmse.whitening import SingularCovarianceError, whiten
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

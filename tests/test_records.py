@@ -64,15 +64,20 @@ def test_a_recipe_survives_its_record(name, tmp_path):
     assert records.read_record(tmp_path).recipe == get_recipe(name)
 
 
-def test_metrics_are_appended_read_and_cut(tmp_path):
+def test_metrics_are_read_as_they_were_written(tmp_path):
     assert records.read_metrics(tmp_path) == []
-    for epoch in (1, 2, 3):
-        records.append_metrics(tmp_path, {"epoch": epoch, "loss": epoch / 3})
-    assert [row["loss"] for row in records.read_metrics(tmp_path)] == [1 / 3, 2 / 3, 1.0]
-    records.cut_metrics(tmp_path, 2)
-    assert [row["epoch"] for row in records.read_metrics(tmp_path)] == [1, 2]
-    records.cut_metrics(tmp_path, 0)
-    assert records.read_metrics(tmp_path) == []
+    rows = [{"epoch": epoch, "loss": epoch / 3} for epoch in (1, 2, 3)]
+    for kept in (rows, rows[:2], []):
+        records.write_metrics(tmp_path, kept)
+        assert records.read_metrics(tmp_path) == kept
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+@pytest.mark.parametrize("torn", ["epoch,lo", "epoch,loss\n1,0.5\n2", "epoch,loss\n1,0.5\n2,0.2", "\0" * 40])
+def test_a_torn_table_is_named_not_read_in_part(torn, tmp_path):
+    (tmp_path / "metrics.csv").write_text(torn)
+    with pytest.raises(ValueError, match="metrics.csv is torn at line"):
+        records.read_metrics(tmp_path)
 
 
 MISSING = Enum("Absent", "KEY").KEY  # a member has the same name in every process of a test run
@@ -190,7 +195,9 @@ def test_a_folder_is_free_until_a_run_lies_in_it(tmp_path):
     assert records.free_folder(first) == records.free_folder(first, resume=True) == first
     put(tmp_path, example_record(), "seed-0")
     assert records.free_folder(first) == tmp_path / "seed-0-2"
-    put(tmp_path, example_record(), "seed-0-2")
+    (tmp_path / "seed-0-2").mkdir()
+    assert records.free_folder(first) == tmp_path / "seed-0-2"
+    (tmp_path / "seed-0-2" / "checkpoint.pt").touch()
     assert records.free_folder(first) == tmp_path / "seed-0-3"
     assert records.free_folder(first, resume=True) == tmp_path / "seed-0-2"
 

@@ -14,8 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from wmse import records, training
-from wmse import run as runs
+from wmse import checkpoints, records, training
 from wmse.data import load, load_validation
 from wmse.recipes import get_recipe
 from wmse.run import DivergenceError, Run, learning_rate, start_run
@@ -128,30 +127,6 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_previous(alone, tmp_path, m
     same_weights(alone, tmp_path / "run")
 
 
-def test_without_a_whole_checkpoint_a_run_starts_from_the_beginning_and_says_so(
-    alone, tmp_path, monkeypatch, capsys
-):
-    with monkeypatch.context() as patch, pytest.raises(OSError):
-        stop_after(patch, 5, OSError())
-        train(NAME, tmp_path / "run", TINY, limit=200)
-    for name in runs.CHECKPOINTS:
-        (tmp_path / "run" / name).write_bytes(b"")
-    train(NAME, tmp_path / "run", TINY, limit=200, resume=True)
-    assert "from the beginning" in capsys.readouterr().out
-    same_weights(alone, tmp_path / "run")
-    train(NAME, tmp_path / "fresh", TINY, limit=200, resume=True)
-    assert "from the beginning" in capsys.readouterr().out
-
-
-def test_rows_of_epochs_that_must_be_repeated_are_cut(tmp_path, monkeypatch):
-    with monkeypatch.context() as patch, pytest.raises(OSError):
-        stop_after(patch, 4, OSError())
-        train(NAME, tmp_path / "run", TINY, limit=200)
-    records.append_metrics(tmp_path / "run", records.read_metrics(tmp_path / "run")[0])
-    train(NAME, tmp_path / "run", TINY, limit=200, resume=True)
-    assert [row["epoch"] for row in records.read_metrics(tmp_path / "run")] == [1, 2, 3]
-
-
 SCRIPT = """
 import sys
 from dataclasses import replace
@@ -216,17 +191,17 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(method, tmp
         train("digits/" + method, tmp_path / "run", recipe, limit=200)
     record = records.read_record(tmp_path / "run")
     assert record.status == "failed" and "DivergenceError" in record.error
-    state = runs.load_checkpoint(tmp_path / "run")
+    state = checkpoints.load_checkpoint(tmp_path / "run")
     assert state is None or all(tensor.isfinite().all() for tensor in state["networks"].values())
 
 
 def test_a_checkpoint_is_never_made_of_weights_that_are_not_finite(tmp_path):
     run = start_run(TINY, 200, "cpu")
-    runs.save_checkpoint(run, tmp_path)
+    checkpoints.save_checkpoint(run, tmp_path)
     good = (tmp_path / "checkpoint.pt").read_bytes()
     next(run.encoder.parameters()).data[0] = float("nan")
     with pytest.raises(DivergenceError, match="weights"):
-        runs.save_checkpoint(run, tmp_path)
+        checkpoints.save_checkpoint(run, tmp_path)
     assert (tmp_path / "checkpoint.pt").read_bytes() == good
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.pt"]
 

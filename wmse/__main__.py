@@ -112,6 +112,7 @@ def train_command(name: str, typed: list[str]) -> Callable[..., None]:
         data: Path | None = None,
         device: str | None = None,
         resume: bool = False,
+        restart: bool = False,
         limit: int | None = None,
         validate: bool = False,
     ) -> None:
@@ -123,17 +124,16 @@ def train_command(name: str, typed: list[str]) -> Callable[..., None]:
             data: Folder of the data sets: $WMSE_DATA, else data.
             device: cpu, cuda, cuda:1, ...: CUDA where there is any.
             resume: Go on from the newest whole checkpoint in --out, or from the beginning if there is none.
+            restart: Begin anew in --out; what a run has left there is set aside under other names.
             limit: Use only the first so many images of each split, for trials.
             validate: To choose settings: learn from nine tenths of the training images, score on the others.
         """
         from wmse import distributed, records, training
 
-        folder = Path("runs", name, f"seed-{recipe.seed}")
         with distributed.joined(device):
-            out = out or distributed.from_first(lambda: records.free_folder(folder, resume))
             command = shlex.join([*distributed.launcher(), "-m", "wmse", "train", *typed])
             options = {"data": data, "device": device, "resume": resume, "limit": limit}
-            options |= {"validate": validate, "command": command}
+            options |= {"restart": restart, "validate": validate, "command": command}
             out = training.train(name, out, recipe=recipe, **options)
             if distributed.rank() == 0:
                 print(f"\n{out}")

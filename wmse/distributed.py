@@ -5,10 +5,12 @@ In a single process every function here does nothing, or the obvious. Rank 0 wri
 """
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -91,6 +93,61 @@ def from_first(decide: Callable[[], Any]) -> Any:
     if answer[1] is not None:
         raise ToldByFirst(answer[1])
     return answer[0]
+
+
+class StopRequests:
+    """SIGINT and SIGTERM while a run lives: `numbers` has those that have come.
+
+    Where they are `heard`, the first raises KeyboardInterrupt or SystemExit at once. Where they are `held`,
+    it is only noted, so that a step can end first, and raised at the end. The same signal again acts as if
+    nobody listened. Under torchrun it is only noted, because torchrun sends its processes again what the
+    terminal has already sent them.
+    """
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+        self._holding = self._listening = False
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Listen inside; only the main thread can."""
+        if self._listening or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before: dict[int, Any] = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+
+        def note(number: int, _frame: Any) -> None:
+            self.numbers.append(number)
+            if size() == 1:
+                signal.signal(number, before[number])
+            if not self._holding and len(self.numbers) == 1:
+                self.act()
+
+        self._listening = True
+        for number in before:
+            signal.signal(number, note)
+        try:
+            yield
+        finally:
+            self._listening = False
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Only note requests inside; afterwards act on the first, if there was one."""
+        with self.heard():
+            self._holding = True
+            try:
+                yield
+            finally:
+                self._holding = False
+        if self.numbers:
+            self.act()
+
+    def act(self) -> NoReturn:
+        """Raise what the first request asks for; SystemExit if another process had it."""
+        raise KeyboardInterrupt if self.numbers[:1] == [signal.SIGINT] else SystemExit(128 + signal.SIGTERM)
 
 
 class ToldByFirst(RuntimeError):

@@ -155,6 +155,33 @@ def peak_memory_mb(device: "torch.device") -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
+def write_whole(path: Path, content: bytes | memoryview, previous: Path | None = None) -> None:
+    """Replace a file in one step, and return when the disk has it; the old one becomes `previous`, if given.
+
+    A reader, and whoever comes after a power cut, sees the old file or the new one. If writing fails, as on a
+    full disk, the old file stays, and what was written of the new one is removed.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if previous and path.exists():
+            os.replace(path, previous)
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+    with suppress(OSError):  # Windows opens no folders
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # the new name
+        finally:
+            os.close(folder)
+
+
 def duration(seconds: float) -> str:
     """A time for a reader: seconds below two minutes, minutes below an hour and a half, then hours."""
     if seconds < 120:

@@ -4,10 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wmse import losses
+from wmse import distributed, losses
+from wmse.inputs import check_seed
 from wmse.losses import check_channel_sizes, check_pairs, check_sizes
 from wmse.networks import Outputs
+from wmse.numerics import resolve_precision
 from wmse.recipes import Recipe
+from wmse.whitening import WHITENING
 
 OBJECTIVES = ("w-mse", "mse", "simclr", "byol", "barlow-twins", "vicreg", "cw-rgp", "intl", "supervised")
 
@@ -84,3 +87,34 @@ def check_method(recipe: Recipe, batch_size: int) -> None:
             f"embedding_dim = {k} is not more than the {batch_size} images of a batch, between which INTL "
             f"whitens: take at least {batch_size + 1} dimensions ({2 * batch_size} is better) or fewer images"
         )
+
+
+def check_recipe(recipe: Recipe, device: torch.device) -> None:
+    """Raise ValueError, saying what to change, for a recipe that would fail later on this many processes."""
+    check_seed(recipe.seed)
+    if recipe.whitening not in WHITENING:
+        raise ValueError(f"unknown whitening {recipe.whitening!r}; there are: {', '.join(WHITENING)}")
+    needed = ["learning_rate", "batch_size", "embedding_dim", "projector_width", "width"]
+    for field in needed + (["epochs"] if recipe.method != "none" else []):
+        if not getattr(recipe, field) > 0:
+            raise ValueError(f"{field} must be more than 0; got {getattr(recipe, field)}")
+    if recipe.method == "none" and recipe.epochs:
+        raise ValueError(f"method none trains nothing: epochs must be 0; got {recipe.epochs}")
+    processes = distributed.size()
+    if recipe.batch_size % processes:
+        raise ValueError(
+            f"batch_size = {recipe.batch_size} images cannot be shared equally by {processes} processes"
+        )
+    own = recipe.batch_size // processes
+    try:
+        check_method(recipe, recipe.batch_size if recipe.method in WHOLE_BATCH else own)
+    except ValueError as error:
+        if processes == 1:
+            raise
+        raise ValueError(
+            f"each of {processes} processes has {own} of a batch's {recipe.batch_size} images, and slices "
+            f"never cross processes: {error}"
+        ) from None
+    if recipe.sync_batchnorm and processes > 1 and device.type != "cuda":
+        raise ValueError(f"sync_batchnorm works on CUDA only, not on {device.type}: leave it off")
+    resolve_precision(recipe.precision, device)

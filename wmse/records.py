@@ -9,11 +9,12 @@ import csv
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cached_property
+from itertools import chain, count, islice, takewhile
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
@@ -29,6 +30,10 @@ from wmse.recipes import RECIPES, Recipe, ViewSettings
 if TYPE_CHECKING:
     import torch
 
+CHECKPOINTS = ("checkpoint.pt", "checkpoint.previous.pt")  # newest first
+DAMAGED = "checkpoint.damaged.pt"  # a newest checkpoint in whose place the one before was loaded
+NETWORKS = ("encoder.safetensors", "projector.safetensors")
+WRITTEN = ("record.json", "metrics.csv", *NETWORKS, *CHECKPOINTS, DAMAGED)  # all names that a run writes
 Status = Literal["running", "finished", "interrupted", "failed", "obsolete"]  # obsolete: replaced by a later
 STATUSES = get_args(Status)
 FINISHED = "metrics finished steps train_seconds wall_seconds precision images peak_memory_mb".split()
@@ -68,6 +73,7 @@ class Record(pydantic.BaseModel):
     limit: NonNegativeInt | None = None  # only so many images of each split were used
     scored_on: Literal["test", "validation"] = "test"  # validation: training images kept aside
     images: dict[str, PositiveInt] = {}  # by split; "test" has those that it was scored on
+    images_sha256: dict[str, str] = {}  # by split: the set's `fingerprint`
     metrics: dict[str, float | None] = {}
     spectra: dict[str, Any] = {}
     error: str = ""
@@ -143,6 +149,12 @@ class Record(pydantic.BaseModel):
         return changes
 
     @property
+    def identity(self) -> dict[str, Any]:
+        """What must be the same to resume the run: see `identify`."""
+        images = {split: (number, self.images_sha256.get(split)) for split, number in self.images.items()}
+        return identify(self.recipe, self.limit, self.scored_on, images)
+
+    @property
     def changes_label(self) -> str:
         """The changes for a reader: "epochs 20, lr_drops 4 2"; empty where there are none."""
         values = {key: value if isinstance(value, tuple) else (value,) for key, value in self.changes.items()}
@@ -208,11 +220,20 @@ def start_record(name: str, recipe: Recipe, device: "torch.device", **known: Any
     return Record(name=name, status="running", recipe=recipe, seed=recipe.seed, started=now(), **known)
 
 
+def identify(recipe: Recipe, limit: int | None, scored_on: str, images: Mapping = NO_CHANGES) -> dict:
+    """What must be the same to resume a run, flat, as JSON has it: settings and, by split, images: (number,
+    SHA-256 or None), the same."""
+    identity = plain(asdict(recipe) | {"limit": limit, "scored_on": scored_on})
+    for split, (number, digest) in images.items():
+        identity |= {f"images in {split}": number} | ({f"SHA-256 of {split}": digest} if digest else {})
+    return identity
+
+
 def write_record(folder: Path, record: Record) -> None:
     """Write record.json in one step: a reader sees the old file or the new one, never half of one."""
     content = plain(record.model_dump(exclude_unset=True, warnings=False))
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    _replace(folder / "record.json", text + "\n")
+    machine.write_whole(folder / "record.json", f"{text}\n".encode())
 
 
 def read_record(folder: str | Path) -> Record:
@@ -276,44 +297,43 @@ def results_folder() -> Path:
     return Path("results")
 
 
+def held(folder: Path) -> list[str]:
+    """Names in a folder that a run would write, or write over; none if there is no such folder."""
+    try:
+        present = set(os.listdir(folder))
+    except FileNotFoundError:
+        return []
+    return [name for one in WRITTEN for name in (one, f"{one}.tmp") if name in present]
+
+
+def numbered(folder: Path) -> Iterator[Path]:
+    """folder, folder-2, folder-3, ..."""
+    return chain([folder], (folder.with_name(f"{folder.name}-{number}") for number in count(2)))
+
+
 def free_folder(folder: Path, resume: bool = False) -> Path:
     """The first of folder, folder-2, ... that holds no run; to resume, the last that holds one."""
-    last, free, number = folder, folder, 1
-    while (free / "record.json").exists():
-        number += 1
-        last, free = free, folder.with_name(f"{folder.name}-{number}")
-    return last if resume else free
+    taken = list(takewhile(held, numbered(folder)))
+    return taken[-1] if resume and taken else next(islice(numbered(folder), len(taken), None))
 
 
-def append_metrics(folder: Path, row: dict[str, float]) -> None:
-    """Add a row to metrics.csv, with a header if it is the first."""
-    path = folder / "metrics.csv"
-    header = [] if path.exists() and path.stat().st_size else [list(row)]
-    with path.open("a", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([*header, list(row.values())])
+def write_metrics(folder: Path, rows: Sequence[Mapping[str, float | None]]) -> None:
+    """Write metrics.csv, a row an epoch, in one step. Without rows the file is empty."""
+    lines = [rows[0].keys(), *(row.values() for row in rows)] if rows else []
+    text = [",".join("nan" if value is None else str(value) for value in line) + "\n" for line in lines]
+    machine.write_whole(folder / "metrics.csv", "".join(text).encode())
 
 
 def read_metrics(folder: str | Path) -> list[dict[str, float]]:
-    """The rows of metrics.csv as numbers, or none if there is no such file."""
+    """The rows of metrics.csv as numbers, or none if there is no such file. ValueError if it is torn."""
     path = Path(folder) / "metrics.csv"
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-
-
-def cut_metrics(folder: Path, epochs: int) -> None:
-    """Keep the first `epochs` rows of metrics.csv: those before the checkpoint that a run resumes from."""
-    path = folder / "metrics.csv"
-    if path.exists():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)[: epochs + 1]
-        _replace(path, "".join(lines))
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    reader = csv.DictReader(text.splitlines())
+    with suppress(TypeError, ValueError, csv.Error):
+        rows = [{name: float(value) for name, value in row.items()} for row in reader]
+        if not text or text.endswith("\n"):
+            return rows
+    raise ValueError(f"{path} is torn at line {reader.line_num}; resume its run, which writes it anew")
 
 
 def now() -> str:

@@ -2,19 +2,18 @@
 
 import inspect
 import math
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from wmse import distributed
+from wmse import distributed, machine
 from wmse.data import ImageSet, StreamedSet, view_batches
 from wmse.networks import (
     InPrecision,
@@ -29,11 +28,11 @@ from wmse.networks import (
 from wmse.numerics import Checks, all_finite, loss_scaler, require, resolve_precision
 from wmse.objectives import WHOLE_BATCH, compute_loss
 from wmse.recipes import Recipe
+from wmse.records import NETWORKS
 
-CHECKPOINTS = ("checkpoint.pt", "checkpoint.previous.pt")  # newest first
-NETWORKS = ("encoder", "projector")  # saved at the end, each as NAME.safetensors
 STATEFUL = ("networks", "optimizer", "scaler")  # fields of Run with a state dict
-PLAIN = ("order", "steps_taken", "seconds", "epoch_start")  # fields of Run saved as they are
+PLAIN = ("order", "steps_taken", "seconds", "epoch_start", "rows", "identity", "started")  # saved as they are
+STATE = (*STATEFUL, *PLAIN, "own")  # keys of a run's state dict
 
 
 class DivergenceError(ArithmeticError):
@@ -61,6 +60,9 @@ class Run:
     steps_taken: int = 0  # optimiser steps, including before a resume
     seconds: float = 0.0  # of training, including before a resume; `train` counts them
     epoch_start: float = 0.0  # `seconds` when this epoch began
+    rows: list[dict[str, float]] = field(default_factory=list)  # of metrics.csv, one per epoch
+    identity: dict[str, Any] = field(default_factory=dict)  # settings and images, fixed for the run
+    started: str = ""  # the time, as in a record
     _graph: tuple[torch.Size, nn.Module] | None = None  # of the networks, for views of this shape
 
     @property
@@ -104,10 +106,17 @@ class Run:
         """Take the steps that remain of this epoch, and yield each one's loss and embeddings as `step` does.
 
         An epoch begins by drawing the order of the training images, the same in all processes. A run resumed
-        in mid-epoch goes on with the order, the views and the sum of losses that it had.
+        in mid-epoch goes on with the order, the views and the sum of losses that it had. Raises ValueError
+        for images that make another number of batches than the run began with, or none.
         """
         recipe = self.recipe
-        epoch, first = divmod(self.steps_taken, self.steps_per_epoch)
+        if not 0 < len(images) // recipe.batch_size == self.steps_per_epoch:
+            raise ValueError(
+                f"an epoch of this run has {self.steps_per_epoch} batches of {recipe.batch_size} images, and "
+                f"the {len(images)} images given make {len(images) // recipe.batch_size}"
+            )
+        before = self.steps_taken
+        epoch, first = divmod(before, self.steps_per_epoch)
         if first == 0:
             self.order = torch.randperm(len(images), generator=self.generators["batches"])
             self.loss_sum, self.epoch_start = torch.zeros_like(self.loss_sum), self.seconds
@@ -121,6 +130,8 @@ class Run:
             loss, embeddings = self.step(views, labels)
             self.loss_sum += loss.nan_to_num(0.0, 0.0, 0.0)  # skipped steps, on CUDA
             yield loss, embeddings
+        if self.steps_taken == before:
+            raise ValueError(f"no batch was left in epoch {epoch + 1} after {first} of its steps")
 
     def step(self, views: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """One optimiser step on this process's part of a batch; its loss, and embeddings (d, n, k) float32.
@@ -279,10 +290,10 @@ def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
 def save_networks(run: Run, folder: Path) -> None:
     """Write encoder.safetensors and projector.safetensors, float32, each replaced as a whole."""
     for name in NETWORKS:
-        tensors = {key: value.cpu().contiguous() for key, value in getattr(run, name).state_dict().items()}
-        temporary = folder / f"{name}.tmp"
-        save_file(tensors, temporary)
-        os.replace(temporary, folder / f"{name}.safetensors")
+        state = getattr(run, name.removesuffix(".safetensors")).state_dict()
+        machine.write_whole(
+            folder / name, save({key: value.cpu().contiguous() for key, value in state.items()})
+        )
 
 
 def load_networks(
@@ -292,7 +303,7 @@ def load_networks(
 
     ValueError or OSError, naming the file and its fault, where one cannot be read or does not fit.
     """
-    paths = [Path(folder, f"{name}.safetensors") for name in NETWORKS]
+    paths = [Path(folder, name) for name in NETWORKS]
     weights = [read_weights(path) for path in paths]
     scores = weights[1].get("weight") if recipe.method == "supervised" else None
     networks = build_networks(recipe, 10 if scores is None or not scores.ndim else len(scores))
@@ -301,43 +312,3 @@ def load_networks(
         fill(network, tensors, path)
         network.to(device).eval()
     return loaded
-
-
-def save_checkpoint(run: Run, folder: Path) -> None:
-    """Write the run's state as the newest checkpoint and keep the one before; each file is whole or absent.
-
-    All processes must call; rank 0 writes. DivergenceError if a weight is not finite: such a state is never
-    saved, and the last good checkpoint stays.
-    """
-    run.checks.look()
-    if not all(bool(tensor.isfinite().all()) for tensor in run.networks.state_dict().values()):
-        raise run.diverged("the weights or BatchNorm's statistics hold NaN or infinity")
-    state = run.state_dict()
-    if distributed.rank():
-        return
-    newest, previous = (folder / name for name in CHECKPOINTS)
-    temporary = folder / "checkpoint.tmp"
-    with temporary.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    if newest.exists():
-        os.replace(newest, previous)
-    os.replace(temporary, newest)
-
-
-def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The newest whole checkpoint, on the CPU, or None. A damaged one is reported and passed over."""
-    for path in (folder / name for name in CHECKPOINTS):
-        if path.exists():
-            try:
-                return torch.load(path, map_location="cpu", weights_only=True)
-            except Exception as error:  # a cut file fails in as many ways as there are places to cut it
-                print(f"{path} is damaged and passed over ({type(error).__name__})", flush=True)
-    return None
-
-
-def remove_checkpoints(folder: Path) -> None:
-    """Delete all checkpoints of a finished run."""
-    for name in (*CHECKPOINTS, "checkpoint.tmp"):
-        (folder / name).unlink(missing_ok=True)

@@ -1,11 +1,10 @@
 """Train a recipe: epochs, progress, checkpoints, stop requests, evaluation, record."""
 
-import signal
-import threading
+import errno
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,34 +13,35 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wmse import distributed, machine, records
-from wmse.data import OWN_PROBE, ImageSet, StreamedSet, load, load_validation
-from wmse.evaluation import effective_rank, embedding_std, evaluate, features, project
-from wmse.inputs import as_path, check_seed
-from wmse.metrics import spectra
-from wmse.numerics import resolve_precision
-from wmse.objectives import WHOLE_BATCH, check_method
-from wmse.recipes import Recipe, get_recipe
-from wmse.records import Record
-from wmse.run import (
-    Run,
-    load_checkpoint,
-    load_networks,
+from wmse.checkpoints import (
+    Found,
+    check_same,
+    claimed,
+    look,
     remove_checkpoints,
     save_checkpoint,
-    save_networks,
-    start_run,
+    set_aside,
+    tidy,
 )
-from wmse.whitening import WHITENING
+from wmse.data import OWN_PROBE, ImageSet, StreamedSet, load, load_validation
+from wmse.evaluation import effective_rank, embedding_std, evaluate, features, project
+from wmse.inputs import as_path
+from wmse.metrics import spectra
+from wmse.objectives import check_recipe
+from wmse.recipes import Recipe, get_recipe
+from wmse.records import Record
+from wmse.run import Run, load_networks, save_networks, start_run
 
 Images = ImageSet | StreamedSet
 Sets = dict[str, Images]  # by split
 CHECKPOINT_SECONDS = 30.0  # between checkpoints
 REPORT_SECONDS = 30.0  # between lines of progress where the output is no terminal
+ROOM_SECONDS = 20.0  # a failed run waits so long for room on a full disk, to say so in its record
 
 
 def train(
     name: str,
-    out: str | Path,
+    out: str | Path | None = None,
     recipe: Recipe | None = None,
     data: str | Path | None = None,
     device: str | None = None,
@@ -49,60 +49,104 @@ def train(
     limit: int | None = None,
     validate: bool = False,
     command: str | None = None,
+    restart: bool = False,
 ) -> Path:
     """Train and evaluate a recipe, write everything into the folder `out`, and return that folder.
 
-    Under torchrun the processes share each batch; rank 0 evaluates and writes.
+    Under torchrun the processes share each batch; rank 0 evaluates and writes. A run owns its folder from
+    before its images are loaded until its end.
 
     Args:
         name: the recipe's name, such as "digits/w-mse-2".
         out: receives record.json, metrics.csv (one row per epoch), encoder.safetensors and
-            projector.safetensors, and checkpoints while the run lasts.
+            projector.safetensors, and checkpoints while the run lasts. None means runs/NAME/seed-S, or, if
+            that is taken, the first free of seed-S-2, ...; to resume or restart, the last that is taken.
         recipe: the recipe with changes; None means the recipe of that name.
         data: folder of the data sets; None means `$WMSE_DATA`, else "data".
         device: "cpu", "cuda", ...; None means CUDA if there is any.
         resume: go on from the newest whole checkpoint in `out`, or from the beginning if there is none. A
             finished run stays as it is. On the CPU, with the same number of threads, a resumed run ends with
-            the same weights as an undisturbed one.
+            the same weights as an undisturbed one. Of a run whose record is broken the checkpoint is enough.
         limit: use only the first `limit` images of each split, for trials.
         validate: learn from nine tenths of the training images and score on the others, to choose settings
             (`wmse.data.load_validation`). Test images are not loaded.
         command: the command line, for the record.
+        restart: begin anew in `out`, and set aside what a run has left there under other names.
 
     Raises:
-        ValueError: an unknown name, or sizes that do not fit; raised before anything is written.
-        FileExistsError: `out` holds a run, and `resume` is false or that run has other settings.
+        ValueError: an unknown name, or sizes that do not fit; raised before anything is written. Also, to
+            resume, checkpoints of which none is whole.
+        FileExistsError: another run owns `out`; or `out` holds a file that a run would write over, and
+            `resume` is false, or the file is of a run with other settings or images, or of none.
         DivergenceError, SingularCovarianceError: training cannot go on. The record says so, and the last
             good checkpoint is kept.
-        KeyboardInterrupt, SystemExit: on SIGINT or SIGTERM, after the current step and a checkpoint.
+        KeyboardInterrupt, SystemExit: on SIGINT or SIGTERM; in training after the current step and a
+            checkpoint, elsewhere at once.
     """
-    recipe, out = recipe or get_recipe(name), as_path(out)
-    with distributed.joined(device) as where:
+    if resume and restart:
+        raise ValueError("resume goes on with a run, and restart begins it anew: ask for one of them")
+    recipe, stop = recipe or get_recipe(name), distributed.StopRequests()
+    scored_on = "validation" if validate else "test"
+    settings = records.identify(recipe, limit, scored_on)
+    with distributed.joined(device) as where, ExitStack() as stack:
         machine.configure_process(where)
         check_recipe(recipe, where)
-        if distributed.from_first(lambda: _finished(out, recipe, limit, validate, resume)):
-            _say(f"{out} is finished already: nothing to do")
-            return out
+        if distributed.rank() == 0:
+            stack.enter_context(stop.heard())
+
+        def claim() -> Found:
+            folder, again = Path("runs", name, f"seed-{recipe.seed}"), resume or restart
+            if out is not None:
+                folder = as_path(out)
+            elif again:
+                folder = records.free_folder(folder, resume=True)
+            owned = stack.enter_context(claimed(folder, free=out is None and not again))
+            return look(owned, settings, resume, restart)
+
+        found = distributed.from_first(claim)
+        if found.finished:
+            _say(f"{found.out} is finished already: nothing to do")
+            if distributed.rank() == 0:
+                tidy(found.out)
+            return found.out
         sets = distributed.first_before_others(lambda: _load(recipe, data, where, limit, validate))
         if recipe.epochs and len(sets["train"]) < recipe.batch_size:
             raise ValueError(
                 f"{len(sets['train'])} training images make no batch of {recipe.batch_size}: "
                 "take more images or a smaller batch_size"
             )
+        digests = {images: images.fingerprint() for images in set(sets.values())}
+        images = {split: (len(images), digests[images]) for split, images in sets.items()}
         run = start_run(recipe, len(sets["train"]), where, len(sets["train"].classes))
+        run.identity, run.started = records.identify(recipe, limit, scored_on, images), records.now()
+        check_same(found.out, run.identity, found.identity)
+        if any(other != run.identity for other in distributed.from_all(run.identity)):
+            raise ValueError("the processes have loaded different images: give all of them the same data set")
+        if found.state:
+            run.load_state_dict(found.state)
         if resume:
-            if state := distributed.from_first(lambda: load_checkpoint(out)):
-                run.load_state_dict(state)
-            found = f"resuming after step {run.steps_taken}" if state else "no checkpoint: from the beginning"
-            _say(f"{out}: {found}")
+            step = f"resuming after step {run.steps_taken}"
+            _say(f"{found.out}: {step if found.state else 'no checkpoint: from the beginning'}")
         if distributed.rank() == 0:
-            record = _open_record(name, run, sets, out, limit, command)
-            record.scored_on = "validation" if validate else "test"
-            _train_and_record(run, sets, out, record)
+            record = records.start_record(
+                name,
+                recipe,
+                where,
+                command=command,
+                precision=str(run.dtype).removeprefix("torch."),
+                processes=distributed.size(),
+                limit=limit,
+                scored_on=scored_on,
+                images={split: number for split, (number, _) in images.items()},
+                images_sha256={split: digest for split, (_, digest) in images.items()},
+            )
+            record.started = run.started
+            set_aside(found.out, found.aside)
+            _train_and_record(run, sets, found.out, record, stop)
         else:
-            _train_epochs(run, sets["train"], out)
+            _train_epochs(run, sets["train"], found.out, stop)
         distributed.any_of(True)  # the others wait here while rank 0 evaluates
-    return out
+    return found.out
 
 
 def _load(
@@ -127,64 +171,77 @@ def _at_most(limit: int | None, images: Images) -> Images:
     return images if limit is None else images.first(limit)
 
 
-def _train_and_record(run: Run, sets: Sets, out: Path, record: Record) -> None:
+def _train_and_record(
+    run: Run, sets: Sets, out: Path, record: Record, stop: distributed.StopRequests
+) -> None:
     """Rank 0's work: train, evaluate, and keep the record up to date, whatever ends the run."""
     recipe = run.recipe
-    out.mkdir(parents=True, exist_ok=True)
-    records.cut_metrics(out, run.steps_taken // run.steps_per_epoch if run.steps_taken else 0)
-    records.write_record(out, record)
+    records.write_record(out, record)  # first: it tells whose files the others are
+    _write_rows(run, out)
     try:
-        _train_epochs(run, sets["train"], out)
+        _train_epochs(run, sets["train"], out, stop)
         save_networks(run, out)
-        if (
-            run.device.type == "cuda"
-        ):  # float32 convolutions of the evaluation, which are slow on channels last
+        if run.device.type == "cuda":  # the evaluation's float32 convolutions are slow on channels last
             run.networks.to(memory_format=torch.contiguous_format)
         trained = time.monotonic()
-        test_features = features(run.encoder, sets["test"])
+        test_features = features(run.encoder, sets["test"], "test")
         networks = run.encoder, run.projector
         record.metrics = evaluate(*networks, sets["probe"], sets["test"], recipe, test_features)
         if recipe.encoder != "pixels":  # thousands of dimensions that nobody plots
-            record.spectra = spectra(test_features, project(run.projector, test_features))
+            record.spectra = _spectra(run, test_features)
         record.wall_seconds = run.seconds + time.monotonic() - trained
+        _write_rows(run, out)
         record.status = "finished"
+        _close_record(record, run)
+        records.write_record(out, record)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
         record.status = "interrupted" if interrupted else "failed"
         record.error = f"{type(error).__name__}: {error}"
+        _close_record(record, run)
+        _write_when_there_is_room(out, record)
         raise
-    finally:
-        _close_record(record, run, out)
-        records.write_record(out, record)
     remove_checkpoints(out)
 
 
-def _open_record(
-    name: str, run: Run, sets: Sets, out: Path, limit: int | None, command: str | None
-) -> Record:
-    """The record of a run that begins or goes on; a resumed run keeps the time of its first start."""
-    record = records.start_record(
-        name,
-        run.recipe,
-        run.device,
-        command=command,
-        precision=str(run.dtype).removeprefix("torch."),
-        processes=distributed.size(),
-        limit=limit,
-        images={split: len(images) for split, images in sets.items()},
-    )
-    if run.steps_taken and (out / "record.json").exists():
-        record.started = records.read_record(out).started
-    return record
+def _spectra(run: Run, test_features: Tensor) -> dict[str, Any]:
+    """Spectra for figures; none if they fail, because the scores must not be lost with them."""
+    try:
+        return spectra(test_features, project(run.projector, test_features))
+    except Exception as error:
+        print(f"no spectra: {type(error).__name__}: {error}", file=sys.stderr)
+        return {}
 
 
-def _close_record(record: Record, run: Run, out: Path) -> None:
+def _write_rows(run: Run, out: Path) -> None:
+    """Write metrics.csv; the run goes on if that fails, because checkpoints and record hold the rows too."""
+    try:
+        records.write_metrics(out, run.rows)
+    except OSError as error:
+        print(f"{out / 'metrics.csv'} could not be written: {error}", file=sys.stderr)
+
+
+def _write_when_there_is_room(out: Path, record: Record) -> None:
+    """Write the record of a run that has not finished; on a full disk wait for room, but not for ever."""
+    deadline = time.monotonic() + ROOM_SECONDS
+    while True:
+        try:
+            return records.write_record(out, record)
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if not full or time.monotonic() > deadline:
+                print(f"{out / 'record.json'} could not be written: {error}", file=sys.stderr)
+                return None
+            time.sleep(1)
+
+
+def _close_record(record: Record, run: Run) -> None:
     """Note in the record what is known of a run that has ended, whether finished or not."""
     views = run.steps_taken * run.recipe.batch_size * run.recipe.positives
     record.skipped_steps = run.checks.refused[0]
     record.finished, record.steps, record.train_seconds = records.now(), run.steps_taken, run.seconds
     record.views_per_second = views / run.seconds if run.seconds else None
-    record.peak_memory_mb, record.curve = machine.peak_memory_mb(run.device), records.read_metrics(out)
+    record.peak_memory_mb, record.curve = machine.peak_memory_mb(run.device), run.rows
 
 
 def evaluate_run(
@@ -204,61 +261,29 @@ def evaluate_run(
     return evaluate(*load_networks(folder, recipe, where), probe, test, recipe)
 
 
-def check_recipe(recipe: Recipe, device: torch.device) -> None:
-    """Raise ValueError, saying what to change, for a recipe that would fail later on this many processes."""
-    check_seed(recipe.seed)
-    if recipe.whitening not in WHITENING:
-        raise ValueError(f"unknown whitening {recipe.whitening!r}; there are: {', '.join(WHITENING)}")
-    needed = ["learning_rate", "batch_size", "embedding_dim", "projector_width", "width"]
-    for field in needed + (["epochs"] if recipe.method != "none" else []):
-        if not getattr(recipe, field) > 0:
-            raise ValueError(f"{field} must be more than 0; got {getattr(recipe, field)}")
-    if recipe.method == "none" and recipe.epochs:
-        raise ValueError(f"method none trains nothing: epochs must be 0; got {recipe.epochs}")
-    processes = distributed.size()
-    if recipe.batch_size % processes:
-        raise ValueError(
-            f"batch_size = {recipe.batch_size} images cannot be shared equally by {processes} processes"
-        )
-    own = recipe.batch_size // processes
-    try:
-        check_method(recipe, recipe.batch_size if recipe.method in WHOLE_BATCH else own)
-    except ValueError as error:
-        if processes == 1:
-            raise
-        raise ValueError(
-            f"each of {processes} processes has {own} of a batch's {recipe.batch_size} images, and slices "
-            f"never cross processes: {error}"
-        ) from None
-    if recipe.sync_batchnorm and processes > 1 and device.type != "cuda":
-        raise ValueError(f"sync_batchnorm works on CUDA only, not on {device.type}: leave it off")
-    resolve_precision(recipe.precision, device)
-
-
-def _train_epochs(run: Run, images: Images, out: Path) -> None:
+def _train_epochs(run: Run, images: Images, out: Path, stop: distributed.StopRequests) -> None:
     """Take the steps that remain, with a row in metrics.csv per epoch and a checkpoint every half minute."""
     total = run.recipe.epochs * run.steps_per_epoch
     saved = ticked = time.monotonic()
-    with stop_requests() as requests, progress(run, total) as report:
+    with stop.held(), progress(run, total) as report:
         while run.steps_taken < total:
             for loss, embeddings in run.epoch(images):
                 now = time.monotonic()
                 run.seconds, ticked = run.seconds + now - ticked, now
                 if run.steps_taken % run.steps_per_epoch == 0:
                     _end_epoch(run, embeddings, out)
-                stop, due = distributed.any_of(bool(requests), now - saved > CHECKPOINT_SECONDS)
-                if stop or due or run.steps_taken == total:
+                end, due = distributed.any_of(bool(stop.numbers), now - saved > CHECKPOINT_SECONDS)
+                if end or due or run.steps_taken == total:
                     save_checkpoint(run, out)
                     saved = time.monotonic()
                 report(loss)
-                if stop:
+                if end:
                     _say(f"stopped after step {run.steps_taken}; resume to go on from there")
-                    interrupt = requests[:1] == [signal.SIGINT]
-                    raise KeyboardInterrupt if interrupt else SystemExit(128 + signal.SIGTERM)
+                    stop.act()
 
 
 def _end_epoch(run: Run, embeddings: Tensor, out: Path) -> None:
-    """Append a row to metrics.csv; its measures of collapse are of the last batch, in training mode."""
+    """Add a row of metrics.csv; its measures of collapse are of the last batch, in training mode."""
     run.checks.look()
     recipe = run.recipe
     loss = float(distributed.mean(run.loss_sum)) / max(1, run.steps_per_epoch - run.checks.refused[1])
@@ -266,7 +291,7 @@ def _end_epoch(run: Run, embeddings: Tensor, out: Path) -> None:
         return
     rows = embeddings.flatten(0, 1).cpu()
     views = run.steps_per_epoch * recipe.batch_size * recipe.positives
-    row = {
+    row: dict[str, float] = {
         "epoch": run.steps_taken // run.steps_per_epoch,
         "step": run.steps_taken,
         "loss": loss,
@@ -276,33 +301,13 @@ def _end_epoch(run: Run, embeddings: Tensor, out: Path) -> None:
         "views_per_second": views / (run.seconds - run.epoch_start),
         "seconds": run.seconds,
     }
-    records.append_metrics(out, row)
+    run.rows.append(row)
+    _write_rows(run, out)
 
 
 def _say(message: str) -> None:
     if distributed.rank() == 0:
         print(message, flush=True)
-
-
-def _finished(out: Path, recipe: Recipe, limit: int | None, validate: bool, resume: bool) -> bool:
-    """Whether `out` holds this run, finished. FileExistsError if it holds a run that may not be resumed."""
-    if not (out / "record.json").exists():
-        return False
-    record = records.read_record(out)
-    if not resume:
-        raise FileExistsError(
-            f"{out} holds a run already: resume it, or choose another folder (--resume, --out)"
-        )
-    scored_on = "validation" if validate else "test"
-    now = records.plain(asdict(recipe) | {"limit": limit, "scored_on": scored_on})
-    before = asdict(record.recipe) | {"limit": record.limit, "scored_on": record.scored_on}
-    before = records.plain(before)
-    changed = [f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key]]
-    if changed:
-        raise FileExistsError(
-            f"{out} holds a run with other settings: {'; '.join(changed)}. Choose another folder."
-        )
-    return record.status == "finished"
 
 
 @contextmanager
@@ -335,30 +340,3 @@ def progress(run: Run, total: int) -> Iterator[Callable[[Tensor], None]]:
             print(f"{message}, {rate * views:,.0f} views/s, {minutes} min {seconds} s left", flush=True)
 
         yield report
-
-
-@contextmanager
-def stop_requests() -> Iterator[list[int]]:
-    """Yield a list to which SIGINT and SIGTERM are appended, so that the current step can end first.
-
-    A second signal acts at once. Under torchrun it is appended too, because torchrun sends its processes
-    again what the terminal has already sent them.
-    """
-    requests: list[int] = []
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield requests
-        return
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def note(number: int, _frame: Any) -> None:
-        requests.append(number)
-        if distributed.size() == 1:
-            signal.signal(number, before[number])
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield requests
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -6,6 +6,7 @@ image files (`wmse.data.folders`). ImageNet-100 is too large for memory and is s
 (`wmse.data.streaming`); the other sets are held in memory.
 """
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,6 +71,13 @@ class ImageSet:
         """The images that have a label; `self`, not a copy, if all have one."""
         index = self.labels >= 0
         return self if index.all() else replace(self, images=self.images[index], labels=self.labels[index])
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all pixels, labels and class names: another set has another."""
+        digest = hashlib.sha256(repr((tuple(self.images.shape), self.classes)).encode())
+        for part in (*self.images.split(4096), self.labels):
+            digest.update(part.cpu().contiguous().numpy())
+        return digest.hexdigest()
 
     def normalized(self, index=None) -> Tensor:
         """Normalised images without augmentation, all or those of `index`: float32 (m, 3, h, w)."""

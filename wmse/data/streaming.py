@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from multiprocessing.context import BaseContext
+from pathlib import Path
 
 import torch
 from PIL import Image, ImageFilter
@@ -59,6 +60,12 @@ class StreamedSet:
         """The images that have a label."""
         index = (self.labels >= 0).nonzero()[:, 0]
         return replace(self, paths=tuple(self.paths[i] for i in index.tolist()), labels=self.labels[index])
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the paths from the folder of their class, the labels and class names, not of the pixels:
+        another list of images has another, and the same list in another place the same."""
+        names = [Path(path).parts[-2:] for path in self.paths]
+        return hashlib.sha256(repr((names, self.labels.tolist(), self.classes)).encode()).hexdigest()
 
     def batches(self, size: int) -> Iterator[Tensor]:
         """All images in order, without augmentation: normalised float32 (b, 3, crop, crop).
