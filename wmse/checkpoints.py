@@ -129,6 +129,17 @@ def look(out: Path, settings: Mapping[str, Any], resume: bool = False, restart: 
     return Found(out, state=state, identity=before, aside=broken)
 
 
+def is_finished(out: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether a folder, owned or not, holds a finished run. FileExistsError if it has other settings."""
+    try:
+        record = records.read_record(out)
+    except (FileNotFoundError, records.BrokenRecordError):
+        return False
+    if record.status == "finished":
+        check_same(out, settings, record.identity)
+    return record.status == "finished"
+
+
 def check_same(out: Path, now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
     """FileExistsError, saying what differs, if the run in `out` had another value of what it is now."""
     differing = (key for key in now if before.get(key, now[key]) != now[key])
@@ -197,20 +208,24 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     """The state in a checkpoint, or None if the file is torn."""
+    number: int | None = None
     try:
         content = io.BytesIO(path.read_bytes())
         if not _is_whole(content):
             return None
         state = torch.load(content, map_location="cpu", weights_only=True)
         lacking = [key for key in STATE if key not in state]
-    except OSError:
-        raise
+    except OSError as error:
+        number = error.errno or errno.EIO
     except Exception as error:  # foreign content fails in many ways
         if "PytorchStreamReader" in str(error):  # torn where no checksum is
             return None
         if isinstance(error, MemoryError) or "allocat" in str(error):  # torch raises a RuntimeError
-            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), str(path)) from None
+            number = errno.ENOMEM
         lacking = [f"what one holds ({type(error).__name__})"]
+    if number:
+        advice = "nothing was touched; resume again when the file can be read"
+        raise OSError(number, f"{os.strerror(number)} ({advice})", str(path))
     if lacking:
         raise ValueError(
             f"{path} is no checkpoint of this version's runs: it lacks {', '.join(lacking)}. Resume with the "
@@ -234,17 +249,22 @@ def _is_whole(content: io.BytesIO) -> bool:
 
 def remove_checkpoints(folder: Path) -> None:
     """Delete all checkpoints of a finished run."""
-    for name in (*CHECKPOINTS, DAMAGED, *(f"{name}.tmp" for name in CHECKPOINTS)):
-        (folder / name).unlink(missing_ok=True)
+    for name in held(folder):
+        if name.startswith("checkpoint."):
+            (folder / name).unlink(missing_ok=True)
 
 
 def tidy(out: Path) -> None:
-    """Do for a finished run what it had no time for, or has lost: metrics.csv, the removal of checkpoints."""
+    """Do for a finished run what it had no time for, or has lost: metrics.csv, the removal of checkpoints.
+
+    A folder that cannot be written stays as it is.
+    """
     curve = records.plain(records.read_record(out).curve)
     try:
         whole = records.plain(records.read_metrics(out)) == curve
     except ValueError:
         whole = False
-    if curve and not whole:
-        records.write_metrics(out, curve)
-    remove_checkpoints(out)
+    with suppress(OSError):
+        if curve and not whole:
+            records.write_metrics(out, curve)
+        remove_checkpoints(out)

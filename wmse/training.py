@@ -17,6 +17,7 @@ from wmse.checkpoints import (
     Found,
     check_same,
     claimed,
+    is_finished,
     look,
     remove_checkpoints,
     save_checkpoint,
@@ -100,6 +101,8 @@ def train(
                 folder = as_path(out)
             elif again:
                 folder = records.free_folder(folder, resume=True)
+            if resume and is_finished(folder, settings):  # nobody writes there: it is not locked, only read
+                return Found(folder, finished=True)
             owned = stack.enter_context(claimed(folder, free=out is None and not again))
             return look(owned, settings, resume, restart)
 
