@@ -418,8 +418,8 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "file"
     write_whole(path, b"old")
     for name in ("fsync", "replace"):
-        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-            patch.setattr(os, name, lambda *_: fail(FULL))
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space left.*file'"):
+            patch.setattr(os, name, lambda *_: fail(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
             write_whole(path, b"new")
         assert content(tmp_path) == {"file": b"old"}
     write_whole(path, b"new", previous=tmp_path / "before")

@@ -170,9 +170,11 @@ def write_whole(path: Path, content: bytes | memoryview, previous: Path | None =
         if previous and path.exists():
             os.replace(path, previous)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and not error.filename:  # the disk is full
+            error.filename = str(path)
         raise
     with suppress(OSError):  # Windows opens no folders
         folder = os.open(path.parent, os.O_RDONLY)
