@@ -16,7 +16,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 CLOSING = ["## Summary", "## What you should see", "## Exercises", "## Next step", "## Records used"]
 PARAMETERS = ["profile", "seed", "data", "out"]
 DRAWS = re.compile(
-    r"\b(plt\.(?!rc|style|close)\w+|sns\.(?!set_|color_)\w+|figures\.(?!use_style\b)[a-z]\w*|seeds_by_setting)\("
+    r"\b(plt\.(?!rc|style|close)\w+|sns\.(?!set_|color_)\w+|figures\.(?!(?:use_style|load_umap)\b)[a-z]\w*|seeds_by_setting)\("
 )
 TORCH_INSTALL = re.compile(r"pip\s+install[^\n]*[\s\"']torch")
 
