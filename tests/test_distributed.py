@@ -92,22 +92,19 @@ def of_two(tmp_path_factory):
 
 
 def one(method, positives):
-    """One process on the same slices: each half drawn by the generator of the process that had it."""
+    """One process on the same slices or directions: those of each process are drawn by its own generator."""
     recipe = recipe_for(method, positives)
     run = start_run(recipe, 2048, torch.device("cpu"))
     frozen(run.networks.train())
     views, labels = inputs(recipe)
     outputs = run.networks(list(views))
-    if method in WHOLE_BATCH:
-        loss = compute_loss(recipe, outputs, labels, run.generators["slices"])
-    else:
-        halves = []
-        for rank in (0, 1):
-            rows = slice(32 * rank, 32 * rank + 32)
-            part = type(outputs)(*(t if t is None else t[:, rows] for t in outputs))
-            seed = run.generators["slices"].initial_seed() + (rank << 32)
-            halves.append(compute_loss(recipe, part, labels[rows], torch.Generator().manual_seed(seed)))
-        loss = torch.stack(halves).mean()
+    losses = []
+    for rank in (0, 1):
+        rows = slice(None) if method in WHOLE_BATCH else slice(32 * rank, 32 * rank + 32)
+        part = type(outputs)(*(t if t is None else t[:, rows] for t in outputs))
+        seed = run.generators["slices"].initial_seed() + (rank << 32)
+        losses.append(compute_loss(recipe, part, labels[rows], torch.Generator().manual_seed(seed)))
+    loss = torch.stack(losses).mean()
     loss.backward()
     return gradient(run), loss.detach()
 

@@ -12,7 +12,9 @@ from wmse.losses import (
     barlow_twins_loss,
     byol_loss,
     cw_rgp_loss,
+    epps_pulley,
     intl_loss,
+    lejepa_loss,
     nt_xent_loss,
     vicreg_loss,
 )
@@ -223,6 +225,36 @@ def test_intl(d, between_images, n, k):
     assert_same(lambda x: intl_loss(x, between_images=between_images), plain, embeddings(d, n, k))
 
 
+def plain_epps_pulley(x):
+    """The integral of the test in closed form, over pairs of samples, for one column (n,)."""
+    n, pairs = len(x), x[:, None] - x
+    alike = math.sqrt(2 * math.pi) * torch.exp(-pairs.square() / 2).sum() / n
+    crossed = 2 * math.sqrt(math.pi) * torch.exp(-x.square() / 4).sum()
+    return alike - crossed + n * math.sqrt(2 * math.pi / 3)
+
+
+@views
+def test_lejepa(d):
+    def plain(x):
+        along = F.normalize(torch.randn(6, 8, generator=seeded()).double(), dim=0)
+        scores = [plain_epps_pulley(column) for view in x for column in (view @ along).T]
+        return 0.9 * (x - x.mean(0)).square().mean() + 0.1 * torch.stack(scores).mean()
+
+    ours = lambda x: lejepa_loss(x, 0.1, 8, seeded())  # noqa: E731
+    assert_same(ours, plain, embeddings(d, 20, 6), tolerance=1e-4)
+
+
+def test_the_test_of_epps_and_pulley_tells_a_gaussian_from_all_else():
+    samples = torch.randn(400, 500, generator=seeded(), dtype=torch.float64)
+    expected = math.sqrt(2 * math.pi) - math.sqrt(2 * math.pi / 3)  # of Gaussian samples, for any n
+    assert abs(epps_pulley(samples).mean() - expected) < 0.15
+    two_points = samples.sign()  # mean 0 and variance 1, as a Gaussian has
+    assert abs(float(two_points.var()) - 1) < 0.01 and epps_pulley(two_points).min() > 20
+    assert epps_pulley(samples * 0.5).min() > 20 and epps_pulley(samples + 1).min() > 20
+    collapsed = math.sqrt(2 * math.pi) - 2 * math.sqrt(math.pi) + math.sqrt(2 * math.pi / 3)
+    assert abs(float(epps_pulley(torch.zeros(100, 1))) - 100 * collapsed) < 1e-3
+
+
 # --- all of them ----------------------------------------------------------------------------------
 
 LOSSES = {
@@ -232,6 +264,7 @@ LOSSES = {
     "vicreg": vicreg_loss,
     "cw_rgp": lambda x: cw_rgp_loss(x, 4, 2, generator=seeded()),
     "intl": intl_loss,
+    "lejepa": lambda x: lejepa_loss(x, generator=seeded()),
 }
 each = pytest.mark.parametrize("loss", LOSSES.values(), ids=list(LOSSES))
 
@@ -266,6 +299,8 @@ def test_what_each_refuses_besides():
         cw_rgp_loss(x, 3, 4)
     with pytest.raises(ValueError, match="n = 6.*k = 8"):
         intl_loss(embeddings(2, 8, 6))
+    with pytest.raises(ValueError, match="weight.*0 to 1.*1.5"):
+        lejepa_loss(x, 1.5)
     flat = x.clone()
     flat[1, 3] = flat[1, 2]
     with pytest.raises(SingularCovarianceError):

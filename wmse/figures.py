@@ -40,6 +40,7 @@ METHOD_TITLES = {
     "cw-rgp-4": "CW-RGP 4",
     "act": "ACT",
     "intl": "INTL",
+    "lejepa": "LeJEPA",
     "simsiam": "SimSiam",
     "shuffled-dbn": "Shuffled-DBN",
     "all4one": "All4One",

@@ -12,11 +12,15 @@ from wmse.numerics import resolve_precision
 from wmse.recipes import Recipe
 from wmse.whitening import WHITENING
 
-OBJECTIVES = ("w-mse", "mse", "simclr", "byol", "barlow-twins", "vicreg", "cw-rgp", "intl", "supervised")
+OBJECTIVES = (
+    *("w-mse", "mse", "simclr", "byol", "barlow-twins", "vicreg", "cw-rgp", "intl", "lejepa"),
+    "supervised",
+)
 
 # Losses that compare all images of a batch: each process takes them of the embeddings of all processes. The
 # others are means over images or over slices, which never cross processes: only gradients are exchanged.
-WHOLE_BATCH = ("simclr", "barlow-twins", "vicreg", "intl")
+# For lejepa each process draws directions of its own, and DDP averages over them.
+WHOLE_BATCH = ("simclr", "barlow-twins", "vicreg", "intl", "lejepa")
 
 
 def compute_loss(recipe: Recipe, outputs: Outputs, labels: Tensor, generator: torch.Generator) -> Tensor:
@@ -24,7 +28,7 @@ def compute_loss(recipe: Recipe, outputs: Outputs, labels: Tensor, generator: to
 
     Args:
         labels: (n,) int64, for supervised training.
-        generator: draws the slices of w-mse and cw-rgp.
+        generator: draws the slices of w-mse and cw-rgp, and the directions of lejepa.
     """
     embeddings = outputs.embeddings
     slicing = {
@@ -56,6 +60,8 @@ def compute_loss(recipe: Recipe, outputs: Outputs, labels: Tensor, generator: to
         case "intl":
             steps = recipe.whitening_iterations
             return losses.intl_loss(embeddings, steps, recipe.trace_weight, recipe.normalize)
+        case "lejepa":
+            return losses.lejepa_loss(embeddings, recipe.sigreg_weight, generator=generator)
         case "supervised":
             return F.cross_entropy(embeddings.float().flatten(0, 1), labels.repeat(len(embeddings)))
     raise ValueError(f"method {recipe.method!r} has no loss; these have one: {', '.join(OBJECTIVES)}")

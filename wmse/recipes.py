@@ -48,7 +48,7 @@ class Recipe:
     """Image set to train on: digits, cifar10, cifar100, stl10, tiny-imagenet or imagenet100."""
     method: str = "w-mse"
     """w-mse, mse (the same without whitening, which collapses), simclr, byol, barlow-twins, vicreg, cw-rgp,
-    intl, supervised, or none (nothing is trained: a floor)."""
+    intl, lejepa, supervised, or none (nothing is trained: a floor)."""
     positives: int = 2
     """Views of each image in a batch, d."""
     encoder: str = "resnet18"
@@ -95,6 +95,8 @@ class Recipe:
     """VICReg: weights of invariance, variance and covariance."""
     trace_weight: float = 0.05
     """INTL: weight of the trace loss."""
+    sigreg_weight: float = 0.05
+    """LeJEPA: weight of SIGReg, 0 to 1; the distance of positives has the rest."""
     views: ViewSettings = field(default_factory=ViewSettings)
     """What views are drawn from."""
     batch_size: int = 512
@@ -141,6 +143,7 @@ METHOD_CHANGES: dict[str, dict] = {
     "cw-rgp-2": _CW_RGP,
     "cw-rgp-4": _CW_RGP | _FOUR,
     "intl": {"method": "intl", "whitening_iterations": 4},
+    "lejepa": {"method": "lejepa"},
     "supervised": {"method": "supervised"},
     "random-encoder": {"method": "none", "epochs": 0},
     "raw-pixels": {"method": "none", "epochs": 0, "encoder": "pixels"},
