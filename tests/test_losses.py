@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.loss import plain_loop
-from wmse.losses import mse_loss, w_mse_loss
-from wmse.whitening import SingularCovarianceError
+from wmse.losses import mse_loss, standardize, w_mse_loss
+from wmse.whitening import SingularCovarianceError, whiten
 
 
 def embeddings(d, n, k, seed=0, dtype=torch.float32, noise=0.5):
@@ -357,7 +357,8 @@ def test_fewer_than_one_iteration_is_refused(iterations):
 
 @pytest.mark.parametrize(
     "options, message",
-    [({"whitening": "svd"}, "cholesky, qr"), ({"eps": -0.1}, "eps"), ({"eps": 2.0}, "eps")],
+    [({"whitening": "svd"}, "cholesky, qr"), ({"eps": -0.1}, "eps"), ({"eps": 2.0}, "eps")]
+    + [({"whitening": "standardize", "eps": 0.1}, "eps = 0.1")],
 )
 def test_bad_options_are_refused_as_whiten_does(options, message):
     with pytest.raises(ValueError, match=message):
@@ -383,3 +384,38 @@ def test_mse_without_a_pair_is_refused(shape):
 def test_mse_of_nothing_is_refused(shape):
     with pytest.raises(ValueError, match="no images or no dimensions"):
         mse_loss(torch.zeros(shape))
+
+
+def test_standardized_slices_have_variance_1_and_keep_their_correlations():
+    x = torch.randn(3, 40, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = x @ torch.randn(6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64) + 5
+    scaled = standardize(x)
+    for before, after in zip(x, scaled, strict=True):
+        assert torch.allclose(after.mean(0), torch.zeros(6, dtype=torch.float64), atol=1e-12)
+        assert torch.allclose(after.T.cov(), before.T.corrcoef())
+
+
+def test_the_standardized_loss_is_batchnorms_and_on_white_slices_that_of_w_mse():
+    clouds = torch.randn(2, 32, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    views = [F.batch_norm(view, None, None, training=True, eps=1e-12) for view in clouds]
+    expected = mse_loss(torch.stack(views))
+    assert float(w_mse_loss(clouds, 32, whitening="standardize")) == pytest.approx(float(expected))
+    white = whiten(clouds)
+    standardized = w_mse_loss(white, 32, whitening="standardize")
+    assert float(standardized) == pytest.approx(float(w_mse_loss(white, 32)))
+
+
+def test_a_dimension_that_is_the_copy_of_another_passes_without_decorrelation_only():
+    clouds = torch.randn(2, 32, 4, generator=torch.Generator().manual_seed(0))
+    clouds = torch.cat([clouds, clouds[..., :1]], -1)
+    assert 0 < float(w_mse_loss(clouds, 16, whitening="standardize")) < 4
+    with pytest.raises(SingularCovarianceError):
+        w_mse_loss(clouds, 16)
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 1e4])
+def test_a_constant_dimension_cannot_be_standardized(constant):
+    clouds = torch.randn(2, 33, 4, generator=torch.Generator().manual_seed(0))
+    clouds[..., 2] = constant
+    with pytest.raises(SingularCovarianceError, match="2 of 8 dimensions of slices are constant"):
+        w_mse_loss(clouds, 33, whitening="standardize")

@@ -88,6 +88,23 @@ def test_projector_is_the_official_codes():
     assert isinstance(ending, nn.BatchNorm1d) and ending.affine and ending.num_features == 64
 
 
+@pytest.mark.parametrize("layers", [0, 1, 2, 3])
+def test_a_projector_has_so_many_linear_layers(layers):
+    projector = build_projector(16, 24, 16, layers=layers)
+    linear = [part for part in projector if isinstance(part, nn.Linear)]
+    assert len(linear) == layers
+    assert sum(isinstance(part, nn.BatchNorm1d) for part in projector) == max(0, layers - 1)
+    rows = torch.randn(5, 16)
+    assert projector(rows).shape == (5, 16)
+    assert torch.equal(projector(rows), rows) == (layers == 0)
+
+
+@pytest.mark.parametrize(("layers", "words"), [(-1, "0 layers at least"), (0, "outputs = inputs = 16")])
+def test_a_projector_that_cannot_be_is_refused(layers, words):
+    with pytest.raises(ValueError, match=words):
+        build_projector(16, 24, 8, layers=layers)
+
+
 def test_batchnorm_sees_one_view_in_the_encoder_and_all_in_the_projector():
     encoder, projector = build_encoder("small"), build_projector(256, 32, 8)
     seen = {"encoder": [], "projector": []}

@@ -232,6 +232,9 @@ def test_the_schedule_is_torchs_multistep_with_a_warmup(epochs):
         ({"positives": 1}, "d = 1"),
         ({"method": "dino"}, "'dino'.*w-mse"),
         ({"whitening": "lu"}, "'lu'.*cholesky"),
+        ({"whitening": "standardize", "method": "cw-rgp", "groups": 1}, "standardize.*cw-rgp"),
+        ({"whitening": "standardize", "whitening_eps": 0.1}, "standardize.*0.1"),
+        ({"projector_layers": 0}, "outputs = inputs = 256"),
         ({"precision": "int8"}, "'int8'.*float32"),
         ({"epochs": 0}, "epochs"),
         ({"encoder": "vgg"}, "'vgg'.*resnet18"),
@@ -254,7 +257,13 @@ def test_fewer_images_than_a_batch_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"precision": "bfloat16"}, {"whitening": "qr"}, {"positives": 3, "iterations": 2}]
+    "change",
+    [
+        {"precision": "bfloat16"},
+        {"whitening": "qr"},
+        {"whitening": "standardize", "projector_layers": 1},
+        {"positives": 3, "iterations": 2},
+    ],
 )
 def test_other_settings_train_too(change, tmp_path):
     out = train(NAME, tmp_path / "run", replace(TINY, epochs=2, **change), limit=200)

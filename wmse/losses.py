@@ -12,8 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wmse.numerics import at_least_float32, refuse_second_derivative
-from wmse.whitening import whiten
+from wmse.numerics import at_least_float32, refuse_second_derivative, require
+from wmse.whitening import WHITENING, SingularCovarianceError, whiten
+
+STANDARDIZE = "standardize"
+W_MSE_WHITENING = (*WHITENING, STANDARDIZE)
 
 
 def w_mse_loss(
@@ -38,7 +41,8 @@ def w_mse_loss(
         slice_size: images per slice; more than k, and 2k at least is advised.
         iterations: permutations to average over (`w_iter` of the official code); more lower the variance.
         normalize: as in `mse_loss`.
-        whitening, eps, whitening_steps: method, shrinkage and steps of "newton-schulz", as in `whiten`.
+        whitening, eps, whitening_steps: method, shrinkage and steps of "newton-schulz", as in `whiten`; the
+            method "standardize" is an ablation that only scales dimensions, as `standardize` does.
         generator: source of the permutations; the global one of the embeddings' device if None.
 
     Raises:
@@ -48,7 +52,32 @@ def w_mse_loss(
     d, n, k = _shape(embeddings)
     check_sizes(d, n, k, slice_size, iterations)
     slices = _slices(embeddings, slice_size, iterations, generator)
+    if whitening == STANDARDIZE:
+        if eps:
+            raise ValueError(f"eps = {eps} shrinks a covariance, and {STANDARDIZE!r} has none: leave it at 0")
+        return mse_loss(standardize(slices), normalize)
     return mse_loss(whiten(slices, whitening, eps, whitening_steps), normalize)
+
+
+@at_least_float32
+def standardize(x: Tensor) -> Tensor:
+    """Mean 0 and variance 1 (divisor n - 1) for each dimension of every slice of x (..., n, k).
+
+    This is BatchNorm without its affine map: whitening's scaling without its decorrelation. It returns the
+    shape of x, at least float32. SingularCovarianceError if a dimension has no spread beyond rounding.
+    """
+    centred = x - x.mean(-2, keepdim=True)
+    deviations = (centred.square().sum(-2, keepdim=True) / (x.shape[-2] - 1)).sqrt()
+    # The mean of a constant dimension is rounded, and what is left of the constant must not be scaled up.
+    ok = deviations > 10 * torch.finfo(x.dtype).eps * x.detach().abs().amax(-2, keepdim=True)
+    require(
+        ok,
+        lambda flags: SingularCovarianceError(
+            f"{int((~flags).sum())} of {flags.numel()} dimensions of slices are constant, or hold NaN or "
+            "infinity: look for collapse, or for units of the network that never move."
+        ),
+    )
+    return centred / deviations
 
 
 def _slices(

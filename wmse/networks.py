@@ -88,17 +88,29 @@ STEMS = ("32px", "64px", "224px")
 
 
 def build_projector(
-    inputs: int, width: int, outputs: int, batchnorm: bool = True, output_batchnorm: bool = False
+    inputs: int,
+    width: int,
+    outputs: int,
+    batchnorm: bool = True,
+    output_batchnorm: bool = False,
+    layers: int = 2,
 ) -> nn.Sequential:
     """Linear, BatchNorm, ReLU, Linear, as in the official code (512, 1024, 64 units on CIFAR-10).
 
-    Also BYOL's predictor. `batchnorm`: whether the hidden layer has one. `output_batchnorm`: an affine
-    BatchNorm at the end (SimCLR).
+    Also BYOL's predictor. `batchnorm`: whether a hidden layer has one. `output_batchnorm`: an affine
+    BatchNorm at the end (SimCLR). `layers`: how many linear layers; 0 gives the identity. ValueError for a
+    negative number, and for an identity whose outputs are not its inputs.
     """
-    hidden = [nn.BatchNorm1d(width)] if batchnorm else []
-    end = [nn.BatchNorm1d(outputs)] if output_batchnorm else []
-    layers = [nn.Linear(inputs, width), *hidden, nn.ReLU(inplace=True), nn.Linear(width, outputs), *end]
-    return nn.Sequential(*layers)
+    if layers < 0 or (layers == 0 and outputs != inputs):
+        wanted = f"outputs = inputs = {inputs} for no layer" if layers == 0 else "0 layers at least"
+        raise ValueError(f"a projector of {layers} layers to {outputs} dimensions: give {wanted}")
+    parts: list[nn.Module] = []
+    for size in [width] * (layers - 1):
+        hidden = [nn.BatchNorm1d(size)] if batchnorm else []
+        parts += [nn.Linear(inputs, size), *hidden, nn.ReLU(inplace=True)]
+        inputs = size
+    parts += [nn.Linear(inputs, outputs)] if layers else []
+    return nn.Sequential(*parts, *([nn.BatchNorm1d(outputs)] if output_batchnorm else []))
 
 
 def embed(
@@ -213,9 +225,8 @@ def build_networks(recipe: Recipe, classes: int = 10) -> Networks:
     if recipe.encoder == "pixels":
         return Networks(encoder, nn.Identity())
     width, k = recipe.projector_width, recipe.embedding_dim
-    projector = build_projector(
-        encoder.out_features, width, k, recipe.projector_batchnorm, recipe.output_batchnorm
-    )
+    batchnorms = recipe.projector_batchnorm, recipe.output_batchnorm
+    projector = build_projector(encoder.out_features, width, k, *batchnorms, recipe.projector_layers)
     predictor = build_projector(k, width, k) if recipe.method == "byol" else None
     return Networks(encoder, projector, predictor, recipe.projector_per_view)
 

@@ -6,11 +6,10 @@ from torch import Tensor
 
 from wmse import distributed, losses
 from wmse.inputs import check_seed
-from wmse.losses import check_channel_sizes, check_pairs, check_sizes
+from wmse.losses import STANDARDIZE, W_MSE_WHITENING, check_channel_sizes, check_pairs, check_sizes
 from wmse.networks import Outputs
 from wmse.numerics import resolve_precision
 from wmse.recipes import Recipe
-from wmse.whitening import WHITENING
 
 OBJECTIVES = (
     *("w-mse", "mse", "simclr", "byol", "barlow-twins", "vicreg", "cw-rgp", "intl", "lejepa"),
@@ -98,8 +97,13 @@ def check_method(recipe: Recipe, batch_size: int) -> None:
 def check_recipe(recipe: Recipe, device: torch.device) -> None:
     """Raise ValueError, saying what to change, for a recipe that would fail later on this many processes."""
     check_seed(recipe.seed)
-    if recipe.whitening not in WHITENING:
-        raise ValueError(f"unknown whitening {recipe.whitening!r}; there are: {', '.join(WHITENING)}")
+    if recipe.whitening not in W_MSE_WHITENING:
+        raise ValueError(f"unknown whitening {recipe.whitening!r}; there are: {', '.join(W_MSE_WHITENING)}")
+    if recipe.whitening == STANDARDIZE and (recipe.method != "w-mse" or recipe.whitening_eps):
+        raise ValueError(
+            f"whitening {STANDARDIZE!r} is for method w-mse without whitening_eps; got {recipe.method} with "
+            f"{recipe.whitening_eps:g}: choose another whitening, or leave whitening_eps at 0"
+        )
     needed = ["learning_rate", "batch_size", "embedding_dim", "projector_width", "width"]
     for field in needed + (["epochs"] if recipe.method != "none" else []):
         if not getattr(recipe, field) > 0:

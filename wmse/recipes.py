@@ -60,9 +60,11 @@ class Recipe:
     zero_init_residual: bool = False
     """Start each residual branch of resnet18 at zero."""
     projector_width: int = 1024
-    """Units in the hidden layer of the projector, and of BYOL's predictor."""
+    """Units in a hidden layer of the projector, and of BYOL's predictor."""
+    projector_layers: int = 2
+    """Linear layers of the projector: 2 have one hidden layer, 1 has none. 0: the features are embeddings."""
     projector_batchnorm: bool = True
-    """BatchNorm in that hidden layer."""
+    """BatchNorm in each hidden layer."""
     projector_per_view: bool = False
     """Let the projector take one view at a time, as BYOL's always does: its BatchNorm sees each alone."""
     output_batchnorm: bool = False
@@ -76,7 +78,8 @@ class Recipe:
     normalize: bool = True
     """Compare embeddings by cosine; otherwise by Euclidean distance."""
     whitening: str = "cholesky"
-    """Whitening method: cholesky, qr, zca, pca or newton-schulz."""
+    """Whitening method: cholesky, qr, zca, pca, newton-schulz; or standardize (W-MSE only), which gives each
+    dimension variance 1 and leaves the correlations."""
     whitening_eps: float = 0.0
     """Shrinkage of the covariance towards the identity, 0 to 1."""
     whitening_iterations: int = 15
