@@ -7,6 +7,7 @@ of its own below `book/records/`, named like its folder in `results/`.
 import json
 import shlex
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from wmse import figures, machine, records
 from wmse.figures import markdown_table
 from wmse.recipes import RECIPES, get_recipe
 from wmse.records import Entry, Record
-from wmse.reproduction import claims, queue, tables, tuning
+from wmse.reproduction import ablations, claims, queue, tables, tuning
 
 # Parts of pages; on which page each stands is said where it is made.
 LANDING, LEDGER, COMPUTE = "landing-results.md", "report-ledger.md", "report-compute.md"
-TUNING = "report-tuning.md"
+TUNING, PROVENANCE = "report-tuning.md", "report-provenance.md"
 TIMES, COSTS = "course-times.md", "course-costs.md"
 INDEX = "book/records/index"
 
@@ -75,6 +76,7 @@ def write(results: Path, stage: Path, chapters: Sequence[str]) -> list[str]:
         LANDING: landing(entries),
         LEDGER: ledger(entries),
         TUNING: tuned(entries),
+        PROVENANCE: provenance(entries),
         COMPUTE: compute(entries),
         TIMES: times(executed),
         COSTS: costs(entries, first_chapter),
@@ -156,10 +158,41 @@ def ledger(entries: Sequence[Entry]) -> str:
         if tested:
             rows = [[f"`{one.budget}`", VERDICTS[one.verdict], one.evidence] for one in tested]
             parts.append(markdown_table(["rung", "verdict", "evidence"], rows))
+        if claim.name == "positives":
+            parts.append(at_equal_views(entries))
         if untested := [f"`{one.budget}` ({one.evidence})" for one in found if one not in tested]:
             parts.append(f"Not yet tested: {'; '.join(untested)}.")
         sections += parts
     return "\n\n".join([markdown_table(["claim", "verdict", "rung"], summary), *sections]) + "\n"
+
+
+def at_equal_views(entries: Sequence[Entry]) -> str:
+    """What more positives do where every setting sees as many views, from the ablation on digits."""
+    found = ablations.compare(ablations.ABLATIONS["positives"], entries)
+    words = [
+        f"{one.setting.label} positives less {found[0].setting.label}: {one.lead.difference:+.2f} points, "
+        f"95% interval {one.lead.low:+.2f} to {one.lead.high:+.2f}, {one.verdict}"
+        for one in found
+        if one.lead and one.verdict
+    ]
+    return f"At equal views, in batches of 64 images of `digits`: {'; '.join(words) or 'not yet tested'}."
+
+
+def provenance(entries: Sequence[Entry]) -> str:
+    """A row a rule: its commit and time, and how many runs on record had begun and had finished by then."""
+    rows = []
+    for rule in claims.RULES:
+        began = sum(_is_before(entry.record.started, rule.time) for entry in entries)
+        ended = sum(_is_before(entry.record.finished, rule.time) for entry in entries)
+        time = rule.time.replace("T", " ").replace("+00:00", " UTC")
+        rows.append([rule.text, f"`{rule.commit}`", time, str(began), str(ended)])
+    header = ["rule", "commit", "time", "runs begun before", "finished before"]
+    return markdown_table(header, rows, (3, 4)) + "\n"
+
+
+def _is_before(time: str, other: str) -> bool:
+    """Whether a time in ISO 8601, or an empty one, which is never, comes before another."""
+    return bool(time) and datetime.fromisoformat(time) < datetime.fromisoformat(other)
 
 
 def tuned(entries: Sequence[Entry]) -> str:

@@ -8,7 +8,9 @@ import pages
 import pytest
 from example_records import example_record, parsed, put
 
+from wmse import records
 from wmse.figures import METHOD_TITLES
+from wmse.reproduction import ablations, claims
 from wmse.reproduction.paper import paper_figure
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,6 +45,7 @@ def made(results, tmp_path):
         ("preface", pages.LANDING),
         ("reproduction-report", pages.LEDGER),
         ("reproduction-report", pages.COMPUTE),
+        ("reproduction-report", pages.PROVENANCE),
         ("course", pages.TIMES),
         ("course", pages.COSTS),
     ],
@@ -127,7 +130,9 @@ def test_without_records_nothing_is_tested_and_nothing_was_spent(made):
     texts, _ = made()
     ledger = texts["report-ledger"]
     assert "holds |" not in ledger and ledger.count("| not yet tested | none |") == 4
+    assert "At equal views, in batches of 64 images of `digits`: not yet tested." in ledger
     assert texts["report-compute"] == "No run is on record yet.\n"
+    assert texts["report-provenance"].count("| 0 | 0 |") == len(claims.RULES)
 
 
 def test_verdicts_and_hours_come_from_the_records(made, results):
@@ -141,6 +146,41 @@ def test_verdicts_and_hours_come_from_the_records(made, results):
     assert "| Whitening avoids collapse. | not yet tested | none |" in ledger
     assert "of 3 seeds MSE has none" in ledger
     assert "| Example GPU | 6 | 12.0 |" in texts["report-compute"]
+
+
+def test_provenance_counts_the_runs_that_had_begun_and_those_that_had_finished(made, results):
+    rule = claims.RULES[0]
+    began = {"started": "2026-11-24T12:13:36+00:00", "finished": "2026-11-24T13:44:09+00:00"}
+    put(results, example_record(**began))
+    running = example_record(seed=1, started="2026-11-24T15:00:00+01:00", status="running")
+    del running["finished"]
+    put(results, running)
+    row = f"| {rule.text} | `{rule.commit}` | 2026-11-24 13:29:03 UTC | 1 | 0 |"
+    assert row in made()[0]["report-provenance"]
+    assert "| 2 | 1 |" in made()[0]["report-provenance"], "the later rules"
+
+
+def test_more_positives_are_shown_at_equal_views_too(made, results):
+    two, *_, four, _ = ablations.ABLATIONS["positives"].settings
+    for seed in range(3):
+        for setting, value in ((two, 92.0), (four, 93.0)):
+            metrics = {"linear_top1": value + 0.1 * seed}
+            put(results, example_record(setting.name, seed, dict(setting.changes), metrics))
+    assert (
+        "4 positives less 2: +1.00 points, 95% interval +0.77 to +1.23, ahead" in made()[0]["report-ledger"]
+    )
+
+
+def test_every_part_is_written_whichever_record_is_deleted(tmp_path, monkeypatch):
+    """Of the records of the repository, with each recipe and change left out in turn."""
+    entries, problems = records.read_records(ROOT / "results")
+    monkeypatch.setattr(pages, "record_page", lambda *_: "")
+    monkeypatch.setattr(pages, "draw_curve", lambda *_: None)
+    settings = dict.fromkeys((entry.record.name, repr(entry.record.changes)) for entry in entries)
+    for name, changes in settings:
+        left = [e for e in entries if (e.record.name, repr(e.record.changes)) != (name, changes)]
+        for part in (pages.landing, pages.ledger, pages.tuned, pages.compute, pages.provenance):
+            assert part(left), name
 
 
 # A page for each record.

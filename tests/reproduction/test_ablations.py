@@ -9,7 +9,7 @@ from example_records import example_record, parsed, put
 
 from wmse.recipes import SOLO_LEARN, get_recipe
 from wmse.records import read_records
-from wmse.reproduction.ablations import ABLATIONS, BASE, SEEDS, compare, three_w_mses
+from wmse.reproduction.ablations import ABLATIONS, BASE, SEEDS, compare, corrected_sides, three_w_mses
 from wmse.reproduction.claims import CLAIMS
 from wmse.reproduction.queue import views_to_train
 from wmse.training import check_recipe
@@ -36,6 +36,9 @@ def test_labels_are_unique_and_other_choices_are_left_alone():
         "slice size": {"slice_size", "whitening", "normalize"},
     }
     told["second view"] = {"detach_second", "epochs", "lr_drops"}
+    told["longer"] = {"iterations", "whitening", "detach_second"}
+    told["embedding"] = {"embedding_dim", "slice_size"}
+    told["no projector"] = {"projector_layers", "embedding_dim", "slice_size"}
     for key, ablation in EVERY.items():
         labels = [setting.label for setting in ablation.settings]
         assert len(set(labels)) == len(labels) > 1
@@ -120,3 +123,44 @@ def test_there_is_no_verdict_below_three_seeds_nor_on_those_that_survived(tmp_pa
     error = {"status": "failed", "error": "SingularCovarianceError: of slice (0, 0, 0)"}
     put(tmp_path, record_of(euclidean, 3, **error), "b/3")
     assert not compare(ABLATIONS["distance"], read_records(tmp_path)[0])[1].decided
+
+
+def test_a_setting_that_scatters_wildly_gets_no_verdict(tmp_path):
+    cosine, euclidean = ABLATIONS["distance"].settings
+    for seed, value in zip(SEEDS, (30.6, 71.7, 37.1), strict=True):
+        put(tmp_path, record_of(cosine, seed, 90.0 + seed), f"a/{seed}")
+        put(tmp_path, record_of(euclidean, seed, value), f"b/{seed}")
+    found = compare(ABLATIONS["distance"], read_records(tmp_path)[0])[1]
+    assert found.verdict == "unstable" and not found.decided and found.lead.difference < -40
+
+
+def test_a_missing_value_is_left_out(tmp_path):
+    cosine, euclidean = ABLATIONS["distance"].settings
+    for seed, value in zip(SEEDS, (20.0, None, 21.0), strict=True):
+        put(tmp_path, record_of(cosine, seed, metrics={"cca_dimensions": 30.0 + seed}), f"a/{seed}")
+        put(tmp_path, record_of(euclidean, seed, metrics={"cca_dimensions": value}), f"b/{seed}")
+    found = compare(ABLATIONS["distance"], read_records(tmp_path)[0], "cca_dimensions")[1]
+    assert found.values == {0: 20.0, 2: 21.0} and not found.decided
+
+
+def test_of_many_comparisons_the_correction_keeps_the_clear_ones(tmp_path):
+    cosine, euclidean = ABLATIONS["distance"].settings
+    _, *others = ABLATIONS["whitening"].settings
+    for seed in SEEDS:
+        put(tmp_path, record_of(cosine, seed, 90.0 + 0.1 * seed), f"base/{seed}")
+        put(tmp_path, record_of(euclidean, seed, 89.7 + 0.1 * seed), f"near/{seed}")  # p = .02
+        for number, setting in enumerate(others):
+            put(tmp_path, record_of(setting, seed, 20.0 + 0.1 * seed), f"far-{number}/{seed}")
+    entries = read_records(tmp_path)[0]
+    several = [ABLATIONS["distance"], ABLATIONS["whitening"]]
+    assert compare(several[0], entries)[1].verdict == "behind, within the margin"
+    found = corrected_sides(several[:1], entries)
+    assert found == {(several[0].choice, "Euclidean"): "behind"}, "alone it needs no correction"
+    many = {f"far {number}": several[1] for number in range(3)}
+    found = corrected_sides([*several, *many.values()], entries)
+    assert found[several[0].choice, "Euclidean"] == "behind", "the same comparison counts once"
+    assert len(found) == 4
+    put(tmp_path, record_of(euclidean, 0, 90.0), "near/0")  # p near .1
+    found = corrected_sides(several, read_records(tmp_path)[0])
+    assert found[several[0].choice, "Euclidean"] == "not told apart"
+    assert {side for key, side in found.items() if key[1] != "Euclidean"} == {"behind"}

@@ -1,14 +1,14 @@
 """Verdicts follow from where an interval lies, and from nothing else than records."""
 
-import statistics
+from datetime import datetime
 
 import pytest
 from example_records import example_record, put
-from scipy.stats import t as student
 
-from wmse.recipes import RECIPES
+from wmse.recipes import RECIPES, get_recipe
 from wmse.records import read_records
-from wmse.reproduction.claims import CLAIMS, TESTED_BUDGETS, Interval, findings, interval, verdict
+from wmse.reproduction.claims import CLAIMS, RULES, TESTED_BUDGETS, findings, terms, verdict
+from wmse.reproduction.verdicts import Interval
 
 BY_NAME = {claim.name: claim for claim in CLAIMS}
 
@@ -21,18 +21,6 @@ def fill(root, method, values, budget="cifar10-200", metric="linear_top1", **cha
 def found(root, name, budget="cifar10-200"):
     (one,) = (one for one in findings(BY_NAME[name], read_records(root)[0]) if one.budget == budget)
     return one
-
-
-def test_welchs_interval_is_that_of_the_formula():
-    """Welch's degrees of freedom and Student's quantile, computed by hand."""
-    first, second = [90.1, 90.9, 90.4, 91.3], [88.0, 89.9, 89.1]
-    ours = interval(first, second)
-    a, b = (statistics.variance(values) / len(values) for values in (first, second))
-    freedom = (a + b) ** 2 / (a**2 / 3 + b**2 / 2)
-    half = student.ppf(0.975, freedom) * (a + b) ** 0.5
-    assert (ours.low, ours.high) == pytest.approx((ours.difference - half, ours.difference + half), abs=1e-9)
-    assert ours.difference == pytest.approx(statistics.fmean(first) - statistics.fmean(second))
-    assert interval([1.0, 1.0], [3.0, 3.0]) == Interval(-2.0, -2.0, -2.0)
 
 
 @pytest.mark.parametrize(
@@ -81,6 +69,48 @@ def test_collapse_is_judged_by_what_two_views_share(tmp_path):
     assert found(tmp_path, "no collapse").verdict == "open"
     fill(tmp_path, "w-mse-2", (30.0, 1.0, 32.0), metric="cca_dimensions")
     assert found(tmp_path, "no collapse").verdict == "fails"
+
+
+def test_a_missing_value_is_no_zero(tmp_path):
+    """Counted as 0 it would say that the loss without whitening collapsed."""
+    fill(tmp_path, "w-mse-2", (30.0, 31.0, 32.0), metric="cca_dimensions")
+    fill(tmp_path, "mse", (1.0, None, 0.9), metric="cca_dimensions")
+    one = found(tmp_path, "no collapse")
+    assert (one.verdict, one.evidence) == ("not yet tested", "of 3 seeds MSE has 2")
+
+
+def test_the_evidence_says_on_which_side_a_method_is_and_where_the_margin_lies(tmp_path):
+    fill(tmp_path, "simclr", (93.21, 93.07, 92.77))
+    fill(tmp_path, "w-mse-2", (91.36, 91.80, 91.46))
+    fill(tmp_path, "byol", (62.79, 61.28, 64.16))
+    one = found(tmp_path, "competitive")
+    assert one.verdict == "open"
+    assert "95% interval -1.99 to -0.96, behind, across the margin of 1" in one.evidence
+    assert "ahead, beyond the margin of 1" in one.evidence and "undertrained" not in one.evidence
+    for method, values in {"simclr": (93, 94, 93), "w-mse-2": (91, 92, 91), "byol": (62, 63, 62)}.items():
+        fill(tmp_path, method, map(float, values), "digits")
+    assert "BYOL is undertrained" in found(tmp_path, "competitive", "digits").evidence
+
+
+def test_runs_that_scatter_wildly_decide_nothing(tmp_path):
+    fill(tmp_path, "w-mse-4", (90.0, 60.0, 95.0))
+    fill(tmp_path, "w-mse-2", (10.0, 10.1, 10.2))
+    one = found(tmp_path, "positives")
+    assert one.verdict == "open" and "unstable" in one.evidence
+
+
+def test_a_comparison_says_on_what_terms_it_is():
+    on = {
+        budget: terms(*(get_recipe(f"{budget}/{method}") for method in ("w-mse-4", "w-mse-2")))
+        for budget in ("cifar10", "cifar10-laptop")
+    }
+    assert on["cifar10"] == "1000 epochs against 1000, 2 times the views and 2 times the steps"
+    assert on["cifar10-laptop"] == "25 epochs against 50, as many views and as many steps"
+
+
+def test_rules_are_dated_in_their_order():
+    times = [datetime.fromisoformat(rule.time) for rule in RULES]
+    assert times == sorted(times) and all(time.tzinfo for time in times)
 
 
 @pytest.mark.parametrize("change", [{"status": "obsolete"}, {"limit": 512}])

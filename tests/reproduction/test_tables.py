@@ -55,7 +55,7 @@ def test_a_run_fills_its_cell_and_deleting_it_empties_the_cell_again(tmp_path):
     (score,) = scores(table(tmp_path))
     assert score.mean == 91.05 and isnan(score.deviation) and score.difference == pytest.approx(-0.5)
     (line,) = lines(table(tmp_path))
-    assert line["ours"] == "91.05 / 89.99" and line["ours - paper"] == "-0.50 ✓ / +0.30 ✓"
+    assert line["ours"] == "91.05 / 89.99" and line["ours - paper"] == "-0.50 / +0.30"
     assert (line["rung"], line["seeds"]) == ("cifar10 (1000 epochs)", "1: 0")
     assert (line["scored on"], line["records"]) == ("10,000", str(folder))
     shutil.rmtree(folder)
@@ -120,7 +120,7 @@ def test_runs_scored_on_different_numbers_of_images_are_not_averaged(tmp_path):
     assert half.difference == pytest.approx(0.5) and not half.not_compared_because
     assert isnan(whole.difference) and "5,000" in whole.not_compared_because
     shown = {line["scored on"]: line["ours - paper"] for line in lines(made, dataset="tiny-imagenet")}
-    assert shown == {"5,000": "+0.50 ✓ / -0.16 ✓", "10,000": "not compared"}
+    assert shown == {"5,000": "+0.50 / -0.16", "10,000": "not compared"}
     assert all(whole.not_compared_because in text for text in (as_text(made), as_markdown(made)))
 
 
@@ -258,20 +258,26 @@ def test_the_command_prints_text_or_markdown(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("linear", "recipe", "shown"),
     [
-        (90.56, {}, "-0.99 ✓"),
-        (90.55, {}, "-1.00 ✗"),
-        (99.0, {}, "+7.45 ✓"),
-        (99.0, {"epochs": 200}, "+7.45"),  # on another rung nothing is reached
+        ((90.8, 90.9, 91.0), {}, "-0.65 ✓"),
+        ((90.4, 90.9, 91.1), {}, "-0.75"),  # its interval contains the limit
+        ((89.4, 89.5, 89.6), {}, "-2.05 ✗"),
+        ((90.55, 90.55, 90.55), {}, "-1.00 ✗"),
+        ((99.0, 99.0), {}, "+7.45"),  # two seeds decide nothing
+        ((99.0, 99.1, 99.2), {"epochs": 200}, "+7.55"),  # on another rung nothing is reached
     ],
 )
-def test_a_figure_is_reached_from_a_point_below_it_on_at_its_own_rung(linear, recipe, shown, tmp_path):
-    put(tmp_path, example_record(metrics=accuracies(linear), recipe=recipe))
+def test_a_figure_is_reached_where_the_interval_lies_above_its_limit_at_its_own_rung(
+    linear, recipe, shown, tmp_path
+):
+    for seed, value in enumerate(linear):
+        put(tmp_path, example_record(seed=seed, metrics=accuracies(value), recipe=recipe))
     (line,) = lines(table(tmp_path))
     assert line["ours - paper"].split(" / ")[0] == shown
 
 
 def test_an_unsure_figure_is_never_reached_or_missed(tmp_path):
-    put(tmp_path, example_record("stl10/w-mse-4", metrics=accuracies(99.0, 99.0), images=8_000))
+    for seed in range(3):
+        put(tmp_path, example_record("stl10/w-mse-4", seed, metrics=accuracies(99.0, 99.0), images=8_000))
     made = table(tmp_path)
     for metric in ACCURACIES:
         (score,) = scores(made, "w-mse-4", "stl10", metric)
@@ -290,7 +296,7 @@ def test_a_page_links_every_seed_and_says_how_to_make_what_is_missing(tmp_path):
     (line,) = (line for line in text.split("### CIFAR-100")[0].splitlines() if line.startswith("| W-MSE 2 "))
     cells = line.strip("| ").split(" | ")
     assert cells[2] == "91.50 ± 0.71<br>88.00 ± 0.00<br>`cifar10`, 2 seeds: [0](seed-0), [1](seed-1)"
-    assert [cells[1], cells[3]] == ["91.55†<br>89.69†", "-0.05 ✓<br>-1.69 ✗"]
+    assert [cells[1], cells[3]] == ["91.55†<br>89.69†", "-0.05<br>-1.69"]
     assert "|  |  | 60.00<br>50.00<br>`cifar10-cpu`, seed [0](seed-0) | -31.55<br>-39.69 |  |" in text
     assert "| BYOL | 91.73†<br>89.45† | no run yet<br>train cifar10/byol |  |" in text
     assert "BYOL: train cifar10-200/byol; train cifar10-laptop/byol; train cifar10-cpu/byol" in text

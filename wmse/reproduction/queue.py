@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from wmse.machine import duration, hardware_label
 from wmse.recipes import FLOORS, Recipe, get_recipe
 from wmse.records import Entry, free_folder
-from wmse.reproduction.ablations import ABLATIONS, SEEDS, three_w_mses
+from wmse.reproduction.ablations import ABLATIONS, LATER_SEEDS, SEEDS, Ablation, three_w_mses
 from wmse.reproduction.tuning import TUNED, trials
 
 TRAINING_IMAGES = {"digits": 2_048, "cifar10": 50_000, "cifar100": 50_000, "tiny-imagenet": 100_000}
@@ -95,11 +95,10 @@ def _runs(budget: str, methods: Sequence[str], seeds: Iterable[int] = (0,)) -> t
     return tuple(QueuedRun(f"{budget}/{method}", seed) for seed in seeds for method in methods)
 
 
-def _ablated() -> tuple[QueuedRun, ...]:
+def _ablated(ablations: Iterable[Ablation], seeds: Iterable[int]) -> tuple[QueuedRun, ...]:
     """Every setting once, though some ablations share one; all runs of one seed before the next seed's."""
-    ablations = (*ABLATIONS.values(), three_w_mses("digits"))
     settings = [setting for ablation in ablations for setting in ablation.settings]
-    runs = [QueuedRun(s.name, seed, tuple(s.changes.items())) for seed in SEEDS for s in settings]
+    runs = [QueuedRun(s.name, seed, tuple(s.changes.items())) for seed in seeds for s in settings]
     return tuple(dict.fromkeys(runs))
 
 
@@ -126,6 +125,8 @@ _REPEATED = (*_OURS_FIRST, "mse", *FLOORS)
 _CAME_AFTER = _runs("cifar10-200", _LATER) + _runs("cifar10", _LATER)
 _OTHER_SETS = _runs("cifar100", _OURS_FIRST) + _runs("stl10", _OURS_FIRST)
 _OTHER_SETS += _runs("tiny-imagenet", _OURS_FIRST) + _runs("imagenet100", ("w-mse-2", "w-mse-4"))
+_LONGER = ABLATIONS["longer"]
+_ONE_MINUTE = [*(one for one in ABLATIONS.values() if one is not _LONGER), three_w_mses("digits")]
 _LAPTOP, _DETACHED = "cifar10-laptop", ("w-mse-2-detached",)
 STAGES = (
     Stage("Settings for the laptop's rung, chosen on validation images", "cpu", _tuning()),
@@ -137,12 +138,14 @@ STAGES = (
     Stage("W-MSE 2 with the second view detached", "cpu", _runs(_LAPTOP, _DETACHED)),
     Stage("Seeds 3 and 4", "cpu", _runs(_LAPTOP, _OURS_FIRST, (3, 4))),
     Stage("The claims on the embedded images", "cpu", _runs("digits", _CLAIMED, SEEDS)),
-    Stage("Ablations, and three W-MSEs", "cpu", _ablated()),
+    Stage("Ablations, and three W-MSEs", "cpu", _ablated(_ONE_MINUTE, SEEDS)),
+    Stage("Three ablations at four times the epochs", "cpu", _ablated([_LONGER], SEEDS)),
     Stage("Table 1 at 200 epochs", "cuda", _runs("cifar10-200", ("w-mse-2", "simclr", "byol", "w-mse-4"))),
     Stage("Table 1 at the paper's 1000 epochs", "cuda", _runs("cifar10", _OURS_FIRST)),
     Stage("Further seeds at 200 epochs", "cuda", _runs("cifar10-200", _OURS_FIRST, SEEDS[1:])),
     Stage("What came after, and the upper bound", "cuda", _CAME_AFTER),
     Stage("The other data sets", "cuda", _OTHER_SETS),
+    Stage("Seven more seeds of the ablations of a minute", "cpu", _ablated(_ONE_MINUTE, LATER_SEEDS)),
 )
 
 

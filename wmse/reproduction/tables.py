@@ -15,8 +15,8 @@ from wmse.figures import DATASET_TITLES, METHOD_TITLES, markdown_table
 from wmse.recipes import COMPARED, FLOORS, RECIPES
 from wmse.records import Entry, Record
 from wmse.reproduction.paper import FIGURES, LATER, Figure, later_figures, paper_figure
+from wmse.reproduction.verdicts import MARGIN, MIN_SEEDS, mean_interval
 
-MARGIN = 1.0  # points below the paper's figure that still count as reaching it; fixed before any run
 # Number of images that the paper scored on; on Tiny ImageNet very likely half of the validation set.
 SCORED_ON = {"cifar10": 10_000, "cifar100": 10_000, "stl10": 8_000}
 SCORED_ON |= {"tiny-imagenet": 5_000, "imagenet100": 5_000}
@@ -26,7 +26,8 @@ OWN_PROTOCOL = "‡"
 LEGEND = f"""† second-hand: read in later work that copies it. ? unsure: remembered, seen nowhere.
 {OWN_PROTOCOL} in a protocol of its own, to which a difference may be due.
 "paper" and "later work" are quoted; "ours" is measured: mean ± standard deviation over seeds.
-✓ reached, at the paper's own number of epochs: less than {MARGIN:g} point below its figure. ✗ not reached."""
+✓ reached, at the paper's own number of epochs: our 95% interval lies above its figure less {MARGIN:g} point.
+✗ not reached: it lies below that limit. No mark: it holds the limit, or has fewer than {MIN_SEEDS} seeds."""
 COLUMNS = ("method", "paper", "later work", "rung", "ours", "ours - paper", "seeds", "scored on", "records")
 PAGE_COLUMNS = ("method", "paper", "ours", "ours - paper", "later work")
 
@@ -72,7 +73,8 @@ class Table(NamedTuple):
         test, seeds, folders    number of test images; the seed and the folder of each run
         not_compared_because    why the runs cannot be compared with the paper, or ""
         mean, deviation         over seeds, the sample's; NaN where a run lacks the metric or is the only one
-        difference, reached     mean less the paper's figure; whether it exceeds -MARGIN, None if undecided
+        difference, reached     mean less the paper's figure; whether its interval over seeds lies above
+                                -MARGIN, None if undecided
     """
 
     name: str
@@ -153,8 +155,9 @@ def _score(place: dict[str, str], runs: dict[int, Entry]) -> dict[str, Any]:
     if paper and not score["not_compared_because"]:
         difference = score["mean"] - paper.value
         own_budget = score["budget"] == place["dataset"] and not score["changes"]
-        if own_budget and paper.certainty != "unsure":
-            reached = bool(difference > -MARGIN)
+        if own_budget and paper.certainty != "unsure" and values.count() == len(own) >= MIN_SEEDS:
+            found = mean_interval(list(values), paper.value - MARGIN)
+            reached = True if found.low > 0 else False if found.high <= 0 else None
     return score | {"paper": paper, "later": later, "difference": difference, "reached": reached}
 
 
