@@ -285,7 +285,7 @@ def intl_loss(
 
 @at_least_float32
 def lejepa_loss(
-    embeddings: Tensor, weight: float = 0.05, directions: int = 64, generator: torch.Generator | None = None
+    embeddings: Tensor, weight: float = 0.02, directions: int = 64, generator: torch.Generator | None = None
 ) -> Tensor:
     """LeJEPA: positives close, embeddings like a standard Gaussian (Balestriero and LeCun, 2025).
 

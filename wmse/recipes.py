@@ -98,7 +98,7 @@ class Recipe:
     """VICReg: weights of invariance, variance and covariance."""
     trace_weight: float = 0.05
     """INTL: weight of the trace loss."""
-    sigreg_weight: float = 0.05
+    sigreg_weight: float = 0.02
     """LeJEPA: weight of SIGReg, 0 to 1; the distance of positives has the rest."""
     views: ViewSettings = field(default_factory=ViewSettings)
     """What views are drawn from."""
