@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wmse import distributed, losses
-from wmse.inputs import check_seed
-from wmse.losses import STANDARDIZE, W_MSE_WHITENING, check_channel_sizes, check_pairs, check_sizes
+from wmse.inputs import check_channel_sizes, check_pairs, check_seed, check_sizes
+from wmse.losses import STANDARDIZE, W_MSE_WHITENING
 from wmse.networks import Outputs
 from wmse.numerics import resolve_precision
 from wmse.recipes import Recipe

@@ -44,6 +44,7 @@ RULES = (
     Rule("the margin of 1 point below the paper's figure", "2e81663", "2026-11-24T13:29:03+00:00"),
     Rule("the rules of the four claims", "75b6198", "2026-11-24T13:32:17+00:00"),
     Rule("digits as a rung of the ledger", "f8cf2df", "2026-11-24T19:18:32+00:00"),
+    Rule("two words, unstable, reached by interval, Holm", "f6c89ee", "2026-11-27T01:15:21+00:00"),
 )
 Runs = Mapping[str, Sequence[Record]]  # by method
 
