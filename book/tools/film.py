@@ -1,12 +1,15 @@
 """Film two trainings: embeddings of the same test images at moments of a run, laid out by AlignedUMAP.
 
     python book/tools/film.py --help
+    python book/tools/film.py cifar10-laptop --data DIR
 
-It trains `digits/mse` and `digits/w-mse-2` (seed 0) by the same steps as `python -m wmse train`, and measures
-the networks at `FRAMES` moments, which are closest together at the start. UMAP then lays out all moments of a
-run together, so that a point moves little from frame to frame. Everything is written to
-`results/film/digits.json`, which chapter 7 plays; `problems` describes its format. It takes a few minutes on
-two cores. Commit the code first, because the file names the commit that made it.
+It trains the recipes `mse` and `w-mse-2` of a budget (seed 0) by the same steps as `python -m wmse train`. It
+measures the networks at `FRAMES` moments, which are closest together at the start. UMAP then lays out all
+moments of a run together, so that a point moves little from frame to frame. Everything is written to one
+file, such as `results/film/cifar10.json`; `problems` describes its format. Chapter 7 plays the film of
+CIFAR-10 if there is one, else that of digits. `digits` takes a few minutes on two cores, and CIFAR-10 as
+long as its two trainings and half an hour more. Commit the code first, because the file names the commit
+that made it.
 
 The film shows embeddings, because it is they that collapse, scaled to length 1 as both losses compare them.
 The numbers are of all test images, the pictures of the first `IMAGES` of them.
@@ -34,8 +37,8 @@ from wmse.losses import mse_loss, w_mse_loss  # noqa: E402
 from wmse.recipes import get_recipe  # noqa: E402
 from wmse.run import Run, start_run  # noqa: E402
 
-FILM = ROOT / "results" / "film" / "digits.json"
-RUNS = {"digits/mse": "MSE", "digits/w-mse-2": "W-MSE 2"}
+FILMS = ROOT / "results" / "film"  # a file per data set
+METHODS = ("mse", "w-mse-2")
 FRAMES, IMAGES = 18, 300
 GRID = 1000  # layouts are rounded to whole numbers from 0 to this
 LARGEST = 400_000  # bytes of the file
@@ -84,12 +87,14 @@ def align(clouds: list[torch.Tensor], seed: int) -> list[np.ndarray]:
     return [np.asarray(layout) for layout in mapper.embeddings_]
 
 
-def film_run(name: str, seed: int) -> tuple[list[dict[str, float]], list[torch.Tensor]]:
+def film_run(
+    name: str, seed: int, data: str | None = None
+) -> tuple[list[dict[str, float]], list[torch.Tensor]]:
     """Train a recipe; the measures and the embeddings (IMAGES, k), of length 1, at each moment."""
     recipe = replace(get_recipe(name), seed=seed)
     device = torch.device("cpu")
     machine.configure_process(device)
-    sets = {split: load(recipe.dataset, split) for split in ("train", "test")}
+    sets = {split: load(recipe.dataset, split, data) for split in ("train", "test")}
     run = start_run(recipe, len(sets["train"]), device)
     wanted = moments(recipe.epochs * run.steps_per_epoch)
     measures, clouds = [], []
@@ -186,14 +191,21 @@ def as_text(film: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=FILM, help="the file to write (default: %(default)s)")
+    parser.add_argument(
+        "budget", nargs="?", default="digits", help="such as cifar10-laptop (default: digits)"
+    )
+    parser.add_argument("--data", help="folder of the data sets (default: $WMSE_DATA, else data)")
+    parser.add_argument("--out", type=Path, help="the file to write (default: results/film/DATASET.json)")
     parser.add_argument(
         "--seed", type=int, default=0, help="of the runs and the layouts (default: %(default)s)"
     )
     options = parser.parse_args(arguments)
-    test = load("digits", "test")
+    names = [f"{options.budget}/{method}" for method in METHODS]
+    test = load(get_recipe(names[0]).dataset, "test", options.data)
+    out = options.out or FILMS / f"{test.name}.json"
     film = {
-        "command": f"python book/tools/film.py --seed {options.seed}",
+        "command": f"python book/tools/film.py {options.budget} --seed {options.seed}",
+        "dataset": test.name,
         "seed": options.seed,
         "commit": machine.git_state(),
         "package_sha256": machine.package_hash(),
@@ -206,15 +218,15 @@ def main(arguments: list[str] | None = None) -> None:
         "grid": GRID,
         "runs": {},
     }
-    for name, label in RUNS.items():
-        measures, clouds = film_run(name, options.seed)
+    for name, method in zip(names, METHODS, strict=True):
+        measures, clouds = film_run(name, options.seed, options.data)
         layouts = to_grid(align(clouds, options.seed))
         frames = [row | {"points": points} for row, points in zip(measures, layouts, strict=True)]
-        film["runs"][name] = {"label": label, "frames": frames}
+        film["runs"][name] = {"label": figures.METHOD_TITLES[method], "frames": frames}
     text = as_text(film)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(text, encoding="utf-8")
-    print(f"{options.out}: {len(text) / 1000:.0f} kB")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    machine.write_whole(out, text.encode())
+    print(f"{out}: {len(text) / 1000:.0f} kB")
 
 
 if __name__ == "__main__":
