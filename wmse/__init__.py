@@ -34,7 +34,8 @@ from importlib import import_module
 __version__ = "0.1.0"
 
 _EXPORTS = {"whiten": "whitening", "SingularCovarianceError": "whitening", "w_mse_loss": "losses"}
-__all__ = ["SingularCovarianceError", "w_mse_loss", "whiten"]
+_EXPORTS |= {"WMSELoss": "objectives", "load_encoder": "run"}
+__all__ = ["SingularCovarianceError", "WMSELoss", "load_encoder", "w_mse_loss", "whiten"]
 
 
 def __getattr__(name: str) -> object:

@@ -14,13 +14,14 @@ from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any
 
 from wmse.inputs import as_path
-from wmse.recipes import RECIPES, Recipe, get_recipe
+from wmse.recipes import RECIPES, Recipe, at_size, get_recipe
 
 if TYPE_CHECKING:
     import tyro
 
 USAGE = """\
 usage: python -m wmse train RECIPE [--out DIR] [--resume] [--epochs N] [--seed S] ...
+       python -m wmse train folder/METHOD --data DIR [--size 32] ...
        python -m wmse evaluate RUN
        python -m wmse table [TABLE] [--results DIR] [--markdown]
        python -m wmse queue [--results DIR] [--write | --run]
@@ -115,21 +116,27 @@ def train_command(name: str, typed: list[str]) -> Callable[..., None]:
         restart: bool = False,
         limit: int | None = None,
         validate: bool = False,
+        size: int | None = None,
     ) -> None:
         """Train a recipe, evaluate it, and leave a record.
 
         Args:
             recipe: The recipe.
             out: Folder of the run; runs/RECIPE/seed-S unless that is taken, then a numbered one.
-            data: Folder of the data sets: $WMSE_DATA, else data.
+            data: Folder of the data sets: $WMSE_DATA, else data. For folder/...: that of your images.
             device: cpu, cuda, cuda:1, ...: CUDA where there is any.
             resume: Go on from the newest whole checkpoint in --out, or from the beginning if there is none.
             restart: Begin anew in --out; what a run has left there is set aside under other names.
             limit: Use only the first so many images of each split, for trials.
             validate: To choose settings: learn from nine tenths of the training images, score on the others.
+            size: Of your own images, for folder/...: 32, 64, 96, or 224, streamed. Sets stem and views.size.
         """
         from wmse import distributed, records, training
 
+        if size is not None:
+            if any(flag.startswith(("--stem", "--views.size")) for flag in typed):
+                raise ValueError("--size sets --stem and --views.size: give either it or them")
+            recipe = at_size(recipe, size)
         with distributed.joined(device):
             command = shlex.join([*distributed.launcher(), "-m", "wmse", "train", *typed])
             options = {"data": data, "device": device, "resume": resume, "limit": limit}
@@ -163,6 +170,11 @@ def main(arguments: list[str]) -> int:
         tyro.cli(command, args=rest, prog=f"python -m wmse {name}")
     except (ValueError, OSError, ArithmeticError, MemoryError) as error:
         print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("wmse"):
+            raise
+        print(f"error: {error}; the command line needs more: pip install 'wmse[train]'", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

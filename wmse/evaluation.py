@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmse.data import ImageSet, StreamedSet, view_batches
+from wmse.data import ImageSet, StreamedSet, stratified_subset, view_batches
 from wmse.metrics import (
     alignment,
     cca_dimensions,
@@ -174,17 +174,23 @@ def linear_probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels:
     return top_k_accuracy(classify(train, train_labels, test, **schedule), test_labels)
 
 
-def stratified_subset(labels: Tensor, share: float, seed: int = 0) -> Tensor:
-    """Indices, ascending int64, of a share of each class in labels (n,), rounded, but one image at least.
-
-    Each class gives the first of its images in one random order of all images, drawn by the seed. So a subset
-    of smaller share lies within one of larger share.
-    """
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    shuffled = labels.cpu()[order]
-    members = [order[shuffled == label] for label in shuffled.unique()]
-    chosen = [part[: max(1, round(share * len(part)))] for part in members]
-    return torch.cat(chosen).sort().values.to(labels.device)
+def _accuracies(
+    encoder: nn.Module, probe: Images, test_features: Tensor, test: Images, seed: int
+) -> dict[str, float | None]:
+    """The percentages of `evaluate`."""
+    train_features, labels = features(encoder, probe, "probe"), probe.labels
+    logits = classify(train_features, labels, test_features, seed=seed)
+    metrics = {"linear_top1": top_k_accuracy(logits, test.labels)}
+    if len(test.classes) >= TOP5_CLASSES:
+        metrics["linear_top5"] = top_k_accuracy(logits, test.labels, 5)
+    for name, share in LABEL_SHARES.items():
+        index = stratified_subset(labels, share, seed)
+        part = linear_probe(train_features[index], labels[index], test_features, test.labels, seed=seed)
+        metrics[f"linear_top1_{name}"] = part
+    for metric in ("euclidean", "cosine"):
+        accuracy = knn_accuracy(train_features, labels, test_features, test.labels, metric=metric)
+        metrics[f"knn5_{metric}_top1"] = accuracy
+    return metrics
 
 
 def evaluate(
@@ -206,6 +212,7 @@ def evaluate(
         Percentages, of features: `linear_top1`, and `linear_top5` where the set has 100 classes or more;
         `linear_top1_10pct` and `linear_top1_1pct`, the same probe on that share of the labels (as many
         epochs, so fewer steps: on CIFAR-10 25,000, 2,500 and 500); `knn5_euclidean_top1`, `knn5_cosine_top1`.
+        Images without classes have none of these.
 
         As their functions define them: `effective_rank_features`, `effective_rank_embeddings` and
         `embedding_std` of un-augmented images; `cca_dimensions`, `alignment` and, averaged over the two,
@@ -213,20 +220,9 @@ def evaluate(
         `uniformity_whitened` after `whitened`.
         None: `cca_dimensions` of fewer than 2k images, and the last three where `whitened` is None.
     """
-    seed, labels = recipe.seed, probe.labels
-    train_features = features(encoder, probe, "probe")
+    seed = recipe.seed
     test_features = features(encoder, test, "test") if test_features is None else test_features
-    logits = classify(train_features, labels, test_features, seed=seed)
-    metrics = {"linear_top1": top_k_accuracy(logits, test.labels)}
-    if len(test.classes) >= TOP5_CLASSES:
-        metrics["linear_top5"] = top_k_accuracy(logits, test.labels, 5)
-    for name, share in LABEL_SHARES.items():
-        index = stratified_subset(labels, share, seed)
-        part = linear_probe(train_features[index], labels[index], test_features, test.labels, seed=seed)
-        metrics[f"linear_top1_{name}"] = part
-    for metric in ("euclidean", "cosine"):
-        accuracy = knn_accuracy(train_features, labels, test_features, test.labels, metric=metric)
-        metrics[f"knn5_{metric}_top1"] = accuracy
+    metrics = _accuracies(encoder, probe, test_features, test, seed) if test.classes else {}
 
     embeddings = project(projector, test_features)
     views = two_views(encoder, projector, test, recipe)

@@ -60,6 +60,7 @@ DATASET_TITLES = {
     "tiny-imagenet": "Tiny ImageNet",
     "imagenet100": "ImageNet-100",
     "imagenet": "ImageNet",
+    "folder": "own images",
 }
 
 

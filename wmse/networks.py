@@ -231,6 +231,23 @@ def build_networks(recipe: Recipe, classes: int = 10) -> Networks:
     return Networks(encoder, projector, predictor, recipe.projector_per_view)
 
 
+class Normalized(nn.Module):
+    """An encoder behind its normalisation: images (n, 3, h, w), uint8 or float in [0, 1], to features (n, f).
+
+    `mean` and `std` are per channel, in units of [0, 1]. Images are taken in the size that they have.
+    """
+
+    def __init__(self, encoder: nn.Module, mean: Iterable[float], std: Iterable[float]):
+        super().__init__()
+        self.encoder, self.out_features = encoder, encoder.out_features
+        self.register_buffer("mean", torch.tensor([*mean]).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor([*std]).view(3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        scaled = images / 255 if images.dtype == torch.uint8 else images
+        return self.encoder((scaled - self.mean) / self.std)
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. ValueError or OSError, with the path, if it cannot be read."""
     try:

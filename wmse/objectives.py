@@ -1,8 +1,10 @@
-"""Which loss a recipe's method minimises, and which sizes that loss needs."""
+"""Which loss a recipe's method minimises, and which sizes that loss needs; the W-MSE loss as a module."""
+
+import inspect
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from wmse import distributed, losses
 from wmse.inputs import check_channel_sizes, check_pairs, check_seed, check_sizes
@@ -64,6 +66,26 @@ def compute_loss(recipe: Recipe, outputs: Outputs, labels: Tensor, generator: to
         case "supervised":
             return F.cross_entropy(embeddings.float().flatten(0, 1), labels.repeat(len(embeddings)))
     raise ValueError(f"method {recipe.method!r} has no loss; these have one: {', '.join(OBJECTIVES)}")
+
+
+class WMSELoss(nn.Module):
+    """`w_mse_loss` as a module, called with the views' embeddings: `loss(z1, z2)`, or `loss(z)` of (d, n, k).
+
+    Its arguments are those of `w_mse_loss` without the embeddings; TypeError for others.
+    """
+
+    def __init__(self, slice_size: int, **options):
+        super().__init__()
+        self.options = {"slice_size": slice_size, **options}
+        inspect.signature(losses.w_mse_loss).bind(None, **self.options)
+
+    def forward(self, *embeddings: Tensor) -> Tensor:
+        """The loss of d >= 2 tensors (n, k), one per view, or of one tensor (d, n, k)."""
+        together = embeddings[0] if len(embeddings) == 1 else torch.stack(embeddings)
+        return losses.w_mse_loss(together, **self.options)
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.options.items())
 
 
 def check_method(recipe: Recipe, batch_size: int) -> None:
@@ -128,3 +150,18 @@ def check_recipe(recipe: Recipe, device: torch.device) -> None:
     if recipe.sync_batchnorm and processes > 1 and device.type != "cuda":
         raise ValueError(f"sync_batchnorm works on CUDA only, not on {device.type}: leave it off")
     resolve_precision(recipe.precision, device)
+
+
+def check_batch(recipe: Recipe, images: int) -> None:
+    """Raise ValueError, saying what to change, for fewer training images than a batch has."""
+    if not recipe.epochs or images >= recipe.batch_size:
+        return
+    fits = f"--batch-size {images}"
+    if recipe.method == "w-mse":
+        whole = images // recipe.slice_size * recipe.slice_size
+        fits = f"--batch-size {whole}, of whole slices"
+        if not whole:
+            fits = f"--batch-size {images} --slice-size {images} --embedding-dim {max(1, images // 2)}"
+    raise ValueError(
+        f"{images} training images make no batch of {recipe.batch_size}: take more images, or {fits}"
+    )

@@ -45,7 +45,8 @@ class Recipe:
     """All that decides what a run learns. The defaults are the paper's for W-MSE 2 on CIFAR-10."""
 
     dataset: str = "cifar10"
-    """Image set to train on: digits, cifar10, cifar100, stl10, tiny-imagenet or imagenet100."""
+    """Image set to train on: digits, cifar10, cifar100, stl10, tiny-imagenet, imagenet100, or folder (the
+    user's own images)."""
     method: str = "w-mse"
     """w-mse, mse (the same without whitening, which collapses), simclr, byol, barlow-twins, vicreg, cw-rgp,
     intl, lejepa, supervised, or none (nothing is trained: a floor)."""
@@ -179,6 +180,10 @@ DATASET_RECIPES = {
     "stl10": replace(_SIXTY_FOUR, dataset="stl10", epochs=2000, views=ViewSettings(size=64)),
     "tiny-imagenet": replace(_SIXTY_FOUR, dataset="tiny-imagenet"),
     "imagenet100": replace(_SIXTY_FOUR, dataset="imagenet100", stem="224px", epochs=240, views=_LARGE_VIEWS),
+    # The user's own images are often fewer: smaller batches, a shorter warm-up.
+    "folder": Recipe(
+        dataset="folder", batch_size=256, epochs=200, warmup_steps=100, views=ViewSettings(size=32)
+    ),
     # A handwritten digit has a right way round, so its views are not flipped. A fifth of it is no digit, so
     # crops keep more. Its colour says nothing about its class, so views often lose it and take any hue.
     "digits": Recipe(
@@ -209,6 +214,7 @@ PAIR_OVERRIDES: dict[tuple[str, str], dict] = {
     ("digits", "cw-rgp-2"): _DIGITS_CW,
     ("digits", "cw-rgp-4"): _DIGITS_CW | {"batch_size": 64},
     ("digits", "w-mse-4"): {"batch_size": 64},
+    ("folder", "w-mse-4"): {"batch_size": 128},
     ("digits", "w-mse-2-half-batch"): {"batch_size": 64},
     ("digits", "w-mse-2-strong-jitter"): _DIGITS_STRONG,
     ("digits", "w-mse-2-solo-learn"): {"batch_size": 64} | _DIGITS_STRONG,
@@ -257,7 +263,7 @@ _DIFFERENCES = [f"w-mse-2-{name}" for name in SOLO_LEARN]
 _METHODS = [("digits", METHOD_CHANGES), *((name, _ROWS) for name in _SETS)]
 _METHODS += [("imagenet100", ("w-mse-2", "w-mse-4")), *((name, _ROWS) for name in BUDGETS)]
 _METHODS += [(name, _DIFFERENCES) for name in ("cifar10", "cifar10-200", "cifar10-cpu")]
-_METHODS += [("cifar10-laptop", ["w-mse-2-detached"])]
+_METHODS += [("cifar10-laptop", ["w-mse-2-detached"]), ("folder", ("w-mse-2", "w-mse-4", "simclr", "mse"))]
 RECIPES = {f"{name}/{method}": _recipe(name, method) for name, methods in _METHODS for method in methods}
 
 
@@ -266,3 +272,18 @@ def get_recipe(name: str) -> Recipe:
     if name not in RECIPES:
         raise ValueError(f"unknown recipe {name!r}; there are: {', '.join(RECIPES)}")
     return RECIPES[name]
+
+
+STEM_OF_SIZE = {32: "32px", 64: "64px", 96: "64px", 224: "224px"}
+
+
+def at_size(recipe: Recipe, size: int) -> Recipe:
+    """A recipe of one's own images at another size in pixels, and with the stem that suits it.
+
+    ValueError for a size without a stem of its own, and for the recipe of a published set.
+    """
+    if recipe.dataset != "folder":
+        raise ValueError(f"size is for your own images, recipes folder/...; {recipe.dataset} has its own")
+    if size not in STEM_OF_SIZE:
+        raise ValueError(f"size is {size}; give one of {', '.join(map(str, STEM_OF_SIZE))} pixels")
+    return replace(recipe, stem=STEM_OF_SIZE[size], views=replace(recipe.views, size=size))

@@ -74,6 +74,7 @@ class Record(pydantic.BaseModel):
     scored_on: Literal["test", "validation"] = "test"  # validation: training images kept aside
     images: dict[str, PositiveInt] = {}  # by split; "test" has those that it was scored on
     images_sha256: dict[str, str] = {}  # by split: the set's `fingerprint`
+    folder: dict[str, Any] = {}  # of a run on one's own images: path, classes, mean, std, left_out
     metrics: dict[str, float | None] = {}
     spectra: dict[str, Any] = {}
     error: str = ""
@@ -221,8 +222,7 @@ def start_record(name: str, recipe: Recipe, device: "torch.device", **known: Any
 
 
 def identify(recipe: Recipe, limit: int | None, scored_on: str, images: Mapping = NO_CHANGES) -> dict:
-    """What must be the same to resume a run, flat, as JSON has it: settings and, by split, images: (number,
-    SHA-256 or None), the same."""
+    """What is the same to resume, flat, as in JSON: settings; by split, images (number, SHA-256 or None)."""
     identity = plain(asdict(recipe) | {"limit": limit, "scored_on": scored_on})
     for split, (number, digest) in images.items():
         identity |= {f"images in {split}": number} | ({f"SHA-256 of {split}": digest} if digest else {})
@@ -252,14 +252,14 @@ class Entry(NamedTuple):
 
 
 def read_records(root: str | Path) -> tuple[list[Entry], list[str]]:
-    """All records below `root`, by folder, and a sentence on each that is broken and left out."""
+    """All records below `root` but those of own images, by folder; a sentence on each that is broken."""
     entries, problems = [], []
     for path in sorted(Path(root).rglob("record.json")):
         try:
             entries.append(Entry(path.parent, read_record(path.parent)))
         except (BrokenRecordError, OSError) as error:
             problems.append(str(error))
-    return entries, problems
+    return [entry for entry in entries if entry.record.recipe.dataset != "folder"], problems
 
 
 def by_seed(

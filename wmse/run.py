@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from wmse import distributed, machine
-from wmse.data import ImageSet, StreamedSet, view_batches
+from wmse.data import STATISTICS, ImageSet, StreamedSet, load, view_batches
+from wmse.inputs import as_path
 from wmse.networks import (
     InPrecision,
     Networks,
+    Normalized,
     Outputs,
     as_cuda_graph,
+    build_encoder,
     build_networks,
     fill,
     read_weights,
@@ -28,7 +31,7 @@ from wmse.networks import (
 from wmse.numerics import Checks, all_finite, loss_scaler, require, resolve_precision
 from wmse.objectives import WHOLE_BATCH, compute_loss
 from wmse.recipes import Recipe
-from wmse.records import NETWORKS
+from wmse.records import NETWORKS, read_record
 
 STATEFUL = ("networks", "optimizer", "scaler")  # fields of Run with a state dict
 PLAIN = ("order", "steps_taken", "seconds", "epoch_start", "rows", "identity", "started")  # saved as they are
@@ -312,3 +315,34 @@ def load_networks(
         fill(network, tensors, path)
         network.to(device).eval()
     return loaded
+
+
+def load_encoder(run: str | Path, device: torch.device | str = "cpu") -> Normalized:
+    """The trained encoder of a run, with its width and stem, in eval mode behind its normalisation.
+
+    Args:
+        run: the run's folder, or encoder.safetensors in it; record.json beside it says what the encoder is.
+        device: where it is put.
+
+    Returns:
+        A module that takes images (n, 3, h, w), uint8 or float in [0, 1], best of the size that it
+        was trained on, and gives features (n, `out_features`).
+
+    Raises:
+        FileNotFoundError: no record.json beside the weights.
+        ValueError, OSError: weights that cannot be read or do not fit the record.
+    """
+    path = as_path(run)
+    folder = path.parent if path.is_file() else path
+    record, path = read_record(folder), path if path.is_file() else folder / NETWORKS[0]
+    recipe = record.recipe
+    encoder = build_encoder(recipe.encoder, recipe.stem, recipe.width)
+    fill(encoder, read_weights(path), path)
+    if recipe.dataset == "folder":
+        mean, std = record.folder["mean"], record.folder["std"]
+    elif recipe.dataset in STATISTICS:
+        mean, std = STATISTICS[recipe.dataset]
+    else:
+        images = load(recipe.dataset, "train")
+        mean, std = images.mean, images.std
+    return Normalized(encoder, mean, std).to(device).eval()

@@ -24,11 +24,11 @@ from wmse.checkpoints import (
     set_aside,
     tidy,
 )
-from wmse.data import OWN_PROBE, ImageSet, StreamedSet, load, load_validation
+from wmse.data import OWN_PROBE, ImageSet, StreamedSet, load, load_own, load_validation
 from wmse.evaluation import effective_rank, embedding_std, evaluate, features, project
 from wmse.inputs import as_path
 from wmse.metrics import spectra
-from wmse.objectives import check_recipe
+from wmse.objectives import check_batch, check_recipe
 from wmse.recipes import Recipe, get_recipe
 from wmse.records import Record
 from wmse.run import Run, load_networks, save_networks, start_run
@@ -63,7 +63,7 @@ def train(
             projector.safetensors, and checkpoints while the run lasts. None means runs/NAME/seed-S, or, if
             that is taken, the first free of seed-S-2, ...; to resume or restart, the last that is taken.
         recipe: the recipe with changes; None means the recipe of that name.
-        data: folder of the data sets; None means `$WMSE_DATA`, else "data".
+        data: folder of the data sets; None means `$WMSE_DATA`, else "data". For folder/...: that of images.
         device: "cpu", "cuda", ...; None means CUDA if there is any.
         resume: go on from the newest whole checkpoint in `out`, or from the beginning if there is none. A
             finished run stays as it is. On the CPU, with the same number of threads, a resumed run ends with
@@ -112,12 +112,8 @@ def train(
             if distributed.rank() == 0:
                 tidy(found.out)
             return found.out
-        sets = distributed.first_before_others(lambda: _load(recipe, data, where, limit, validate))
-        if recipe.epochs and len(sets["train"]) < recipe.batch_size:
-            raise ValueError(
-                f"{len(sets['train'])} training images make no batch of {recipe.batch_size}: "
-                "take more images or a smaller batch_size"
-            )
+        sets, own = distributed.first_before_others(lambda: _load(recipe, data, where, limit, validate))
+        check_batch(recipe, len(sets["train"]))
         digests = {images: images.fingerprint() for images in set(sets.values())}
         images = {split: (len(images), digests[images]) for split, images in sets.items()}
         run = start_run(recipe, len(sets["train"]), where, len(sets["train"].classes))
@@ -142,6 +138,7 @@ def train(
                 scored_on=scored_on,
                 images={split: number for split, (number, _) in images.items()},
                 images_sha256={split: digest for split, (_, digest) in images.items()},
+                **own,
             )
             record.started = run.started
             set_aside(found.out, found.aside)
@@ -154,20 +151,23 @@ def train(
 
 def _load(
     recipe: Recipe, data: str | Path | None, device: torch.device, limit: int | None, validate: bool = False
-) -> Sets:
-    """The images of the splits "train" (for the encoder), "probe" (for the classifiers) and "test"."""
+) -> tuple[Sets, dict[str, Any]]:
+    """The splits "train" (for the encoder), "probe" (for the classifiers) and "test"; record facts."""
     name = recipe.dataset
     if validate:
         train, test = load_validation(name, data, device)
         if limit is not None and not 0 < limit <= len(train):
             raise ValueError(f"limit is {limit}, not within 1 to {len(train)}, what {name} learns from")
         train = _at_most(limit, train)
+    elif name == "folder":
+        sets, facts = load_own(data, recipe.views.size, device)
+        return {split: _at_most(limit, images) for split, images in sets.items()}, {"folder": facts}
     else:
         train, test = load(name, "train", data, device, limit), load(name, "test", data, device)
     probe = load(name, "probe", data, device) if name in OWN_PROBE else train
     if recipe.method == "supervised":
         train = train.labelled()
-    return {"train": train, "probe": _at_most(limit, probe), "test": _at_most(limit, test)}
+    return {"train": train, "probe": _at_most(limit, probe), "test": _at_most(limit, test)}, {}
 
 
 def _at_most(limit: int | None, images: Images) -> Images:
@@ -256,7 +256,10 @@ def evaluate_run(
     recipe = record.recipe
     where = distributed.choose_device(device)
     machine.configure_process(where)
-    if record.scored_on == "validation":
+    if recipe.dataset == "folder":
+        sets, _ = load_own(data or record.folder["path"], recipe.views.size, where, record.folder)
+        pair = sets["probe"], sets["test"]
+    elif record.scored_on == "validation":
         pair = load_validation(recipe.dataset, data, where)
     else:
         pair = load(recipe.dataset, "probe", data, where), load(recipe.dataset, "test", data, where)

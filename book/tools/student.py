@@ -31,8 +31,8 @@ README = """\
 
 The chapters of *Whitening for Self-Supervised Learning*, without the solutions of their exercises.
 
-1. In an environment with Python 3.11 or newer: `pip install jupyterlab "git+{address}"`, or the
-   path of a copy of the repository in place of the address. In Colab the third cell of a chapter
+1. In an environment with Python 3.11 or newer: `pip install jupyterlab "wmse[book] @ git+{address}"`,
+   or `"PATH[book]"` with the path of a copy of the repository. In Colab the third cell of a chapter
    installs what it needs.
 2. Open a notebook in `notebooks/` and run its cells in order. Links to other chapters lead to the
    notebooks here, links to the glossary and to other pages to the book's site.

@@ -145,7 +145,7 @@ def dry_run(colab):
     """The names of what pip would install for `wmse`; afterwards the environment has it all but `wmse`."""
     report = colab.cwd.parent / "report.json"
     command = [colab.python, "-m", "pip", "install", "--quiet", "--dry-run", "--report", report]
-    run([*command, "--find-links", colab.wheels, f"git+{ADDRESS}@{VERSION}"], colab)
+    run([*command, "--find-links", colab.wheels, f"wmse[book] @ git+{ADDRESS}@{VERSION}"], colab)
     for path in colab.tyro:
         (colab.packages / path.name).symlink_to(path)
     return {item["metadata"]["name"] for item in json.loads(report.read_text())["install"]}
@@ -166,7 +166,8 @@ def installed(colab, dry_run):
 def test_every_chapter_has_the_same_setup_and_it_installs_the_version_of_the_configuration():
     setups = {path.name: cells(path, "setup") for path in NOTEBOOKS}
     ((setup,), *_) = setups.values()
-    assert f'%pip install --quiet "git+{ADDRESS}@{VERSION}"' in setup, "`make repository` writes it"
+    install = f'%pip install --quiet "wmse[book] @ git+{ADDRESS}@{VERSION}"'
+    assert install in setup, "`make repository` writes it"
     others = [name for name, sources in setups.items() if sources != [setup]]
     assert not others, f"another setup cell than that of {NOTEBOOKS[0].name}; `make repository` sets versions"
 
@@ -213,7 +214,7 @@ def test_a_version_is_pinned_by_the_command_that_sets_the_address(tmp_path):
         link.format("a/b") + " git+https://github.com/a/b@v1.0 and git clone https://github.com/a/b\n"
     )
     for path in (tmp_path / "notebooks").glob("*.ipynb"):
-        assert '"git+https://github.com/a/b@v1.0"' in cells(path, "setup")[0]
+        assert '"wmse[book] @ git+https://github.com/a/b@v1.0"' in cells(path, "setup")[0]
         assert papermill.inspect_notebook(str(path))
     repository.rename("https://github.com/a/c", tmp_path)
     assert repository.version(tmp_path) == "v1.0", "without an @ the version stays"

@@ -1,5 +1,6 @@
 """Data sets: images in memory or streamed from files, their labels, and random views of their batches."""
 
+from wmse.data.own import load_own, stratified_subset
 from wmse.data.sets import OWN_PROBE, SETS, SPLITS, STATISTICS, ImageSet, load, load_validation, view_batches
 from wmse.data.streaming import StreamedSet, stream_views
 
@@ -11,7 +12,9 @@ __all__ = [
     "ImageSet",
     "StreamedSet",
     "load",
+    "load_own",
     "load_validation",
+    "stratified_subset",
     "stream_views",
     "view_batches",
 ]

@@ -1,14 +1,14 @@
 """Data sets that are folders of image files: list the files and labels, and read an image.
 
 Tiny ImageNet is read into memory by `read_images`. ImageNet-100 is too large for that, so its files are
-streamed (`wmse.data.streaming`). Nothing is downloaded: an error says where to get an absent data set.
+streamed (`wmse.data.streaming`). A folder of the user's own images is listed by `list_own`. Nothing is downloaded: an error says where to get an absent data set.
 """
 
 import codecs
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.resources import files
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
@@ -25,6 +25,8 @@ from wmse.machine import read_error, usable_cores
 Listing = tuple[tuple[str, ...], Tensor, tuple[str, ...]]  # paths, labels int64 (n,), class names
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
+OWN_SUFFIXES = (*SUFFIXES, ".webp", ".bmp", ".gif", ".tif", ".tiff")  # read in folders of the user's own
+PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}  # of a set: no classes
 # What operating systems and servers leave in folders, besides names that begin with . or @
 LEFTOVERS = ("__macosx", "lost+found", "system volume information", "$recycle.bin", "#recycle", "#snapshot")
 BLOCK = 100  # images per task of a reading thread
@@ -36,8 +38,10 @@ AFRESH = f"Unpack the published archive afresh: {TINY_ADDRESS}"
 IMAGENET100 = files("wmse.data").joinpath("imagenet100.txt").read_text("utf-8")
 
 
-def read_rgb(path: str) -> Image.Image:
+def read_rgb(path: str, upright: bool = False) -> Image.Image:
     """Read an image file of any mode as RGB. Gray levels of 16 bits are scaled to 8; transparency is dropped.
+
+    upright: turn the image as its EXIF orientation says, which the protocols of published sets do not.
 
     Raises:
         ValueError: the file is no complete image, or has levels without a known range, or too many pixels.
@@ -46,6 +50,8 @@ def read_rgb(path: str) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
+            if upright:
+                ImageOps.exif_transpose(image, in_place=True)
             rgb = _as_rgb(image)
     except Exception as error:  # decoders fail in as many ways as there are spoilt files
         if isinstance(error, MemoryError) or "out of memory" in str(error):
@@ -99,22 +105,31 @@ def read_lines(path: Path) -> list[str]:
 
 def read_images(paths: Sequence[str], side: int) -> Tensor:
     """Read images of `side` x `side` pixels: uint8 (n, 3, side, side). ValueError for another size."""
+
+    def read(path: str) -> Image.Image:
+        image = read_rgb(path)
+        if image.size != (side, side):
+            size = "{} x {}".format(*image.size)
+            raise ValueError(f"{path} has {size} pixels, not {side} x {side}. {AFRESH}")
+        return image
+
+    return stack_images(paths, side, read)
+
+
+def stack_images(paths: Sequence[str], side: int, read: Callable[[str], Image.Image]) -> Tensor:
+    """What `read` makes of each path, an image of `side` x `side` pixels, in threads: uint8 (n, 3, side, side)."""
     images = torch.empty(len(paths), 3, side, side, dtype=torch.uint8)
     levels = images.numpy()
 
-    def read(start: int) -> int:
+    def fill(start: int) -> int:
         block = paths[start : start + BLOCK]
         for row, path in enumerate(block, start):
-            image = read_rgb(path)
-            if image.size != (side, side):
-                size = "{} x {}".format(*image.size)
-                raise ValueError(f"{path} has {size} pixels, not {side} x {side}. {AFRESH}")
-            levels[row] = np.asarray(image).transpose(2, 0, 1)
+            levels[row] = np.asarray(read(path)).transpose(2, 0, 1)
         return len(block)
 
     bar = tqdm(total=len(paths), desc="reading images", unit="images", disable=None)
     with bar, ThreadPoolExecutor(min(16, usable_cores())) as pool:
-        for count in pool.map(read, range(0, len(paths), BLOCK)):
+        for count in pool.map(fill, range(0, len(paths), BLOCK)):
             bar.update(count)
     return images
 
@@ -256,11 +271,42 @@ def _train_files(folders: list[Path], advice: str, published: int) -> tuple[tupl
     return tuple(path for _, _, path in found), torch.tensor([label for _, label, _ in found])
 
 
-def _files(folder: Path) -> list[str]:
+def list_own(folder: Path) -> Listing:
+    """Files of a folder of the user's own: a subfolder is a class, whatever lies deeper in it.
+
+    Classes are sorted; images beside the folders of classes have the label -1. Without two folders that hold
+    images there are no classes, and all labels are -1. FileNotFoundError or ValueError, with advice, for a
+    folder that is absent or holds no images, and for one that holds parts of a set, such as train and test.
+    """
+    found = {name: _files_below(folder / name) for name in _subfolders(folder)}
+    classes = tuple(name for name, paths in found.items() if paths)
+    if classes and {name.lower() for name in classes} <= PARTS:
+        raise ValueError(
+            f"{folder} holds {_some(list(classes))}: parts of a set, not classes. Name the part to learn from, "
+            f"{folder / classes[0]}; a share of it is held out for evaluation"
+        )
+    paths = _files(folder, OWN_SUFFIXES)
+    labels = [-1] * len(paths)
+    for label, name in enumerate(classes):
+        paths += found[name]
+        labels += [label if len(classes) > 1 else -1] * len(found[name])
+    if not paths:
+        state = "holds no images" if folder.is_dir() else "is absent, or no folder"
+        raise FileNotFoundError(f"{folder} {state}: name one with files in {' '.join(OWN_SUFFIXES)}")
+    return tuple(paths), torch.tensor(labels), classes if len(classes) > 1 else ()
+
+
+def _files_below(folder: Path) -> list[str]:
+    """Paths of the user's own images in a folder and in all below it."""
+    deeper = [path for name in _subfolders(folder) for path in _files_below(folder / name)]
+    return [*_files(folder, OWN_SUFFIXES), *deeper]
+
+
+def _files(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
     """Sorted paths of the images in a folder, links included; an empty list if the folder is absent."""
     if not folder.is_dir():
         return []
-    named = [e for e in _entries(folder) if e.name.lower().endswith(SUFFIXES) and not e.is_dir()]
+    named = [e for e in _entries(folder) if e.name.lower().endswith(suffixes) and not e.is_dir()]
     return sorted(entry.path for entry in named if entry.is_file() or entry.is_symlink())
 
 

@@ -26,7 +26,7 @@ from wmse.views import Triple, ViewSettings, make_views, normalize_
 
 SPLITS = ("train", "probe", "test")
 OWN_PROBE = ("stl10",)  # sets whose probe split differs from their train split
-NO_VALIDATION = (*OWN_PROBE, "imagenet100")  # sets whose train split is not in memory, or not all labelled
+NO_VALIDATION = (*OWN_PROBE, "imagenet100", "folder")  # sets whose train split is not in memory, or not all labelled
 VALIDATION_SEED = 2007  # draws the validation images, once for all runs: no recipe's seed changes them
 
 # (mean, standard deviation) of the red, green and blue channels in units of [0, 1], as in the official code.
@@ -63,14 +63,18 @@ class ImageSet:
     def to(self, device: str | torch.device) -> "ImageSet":
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
+    def take(self, index: Tensor) -> "ImageSet":
+        """The images of an index, int64 (m,), as a copy."""
+        return replace(self, images=self.images[index], labels=self.labels[index])
+
     def first(self, n: int) -> "ImageSet":
         """The first n images, or all if there are fewer, as a copy: the whole set's memory can be freed."""
-        return replace(self, images=self.images[:n].clone(), labels=self.labels[:n].clone())
+        return self.take(torch.arange(min(n, len(self)), device=self.device))
 
     def labelled(self) -> "ImageSet":
         """The images that have a label; `self`, not a copy, if all have one."""
         index = self.labels >= 0
-        return self if index.all() else replace(self, images=self.images[index], labels=self.labels[index])
+        return self if index.all() else self.take(index.nonzero()[:, 0])
 
     def fingerprint(self) -> str:
         """SHA-256 of all pixels, labels and class names: another set has another."""
@@ -144,9 +148,8 @@ def load_validation(
     images = load(name, "train", root, device)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(VALIDATION_SEED))
     aside = round(len(images) / 10)
-    parts = [part.sort().values.to(images.device) for part in (order[aside:], order[:aside])]
-    learn, score = (replace(images, images=images.images[i], labels=images.labels[i]) for i in parts)
-    return learn, score
+    learn, score = (part.sort().values.to(images.device) for part in (order[aside:], order[:aside]))
+    return images.take(learn), images.take(score)
 
 
 def view_batches(

@@ -45,6 +45,7 @@ class StreamedSet:
     resize: int = 256  # images without augmentation: length of the shorter side in pixels, then ...
     crop: int = 224  # ... side of the central square in pixels
     workers: int | None = None  # processes; None: one per core, at most 16; 0: no process besides this one
+    upright: bool = False  # turn images as their EXIF orientation says
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -52,14 +53,17 @@ class StreamedSet:
     def to(self, device: str | torch.device) -> "StreamedSet":
         return replace(self, labels=self.labels.to(device), device=torch.device(device))
 
+    def take(self, index: Tensor) -> "StreamedSet":
+        """The images of an index, int64 (m,)."""
+        return replace(self, paths=tuple(self.paths[i] for i in index.tolist()), labels=self.labels[index])
+
     def first(self, n: int) -> "StreamedSet":
         """The first n images, or all if there are fewer."""
-        return replace(self, paths=self.paths[:n], labels=self.labels[:n].clone())
+        return self.take(torch.arange(min(n, len(self)), device=self.device))
 
     def labelled(self) -> "StreamedSet":
         """The images that have a label."""
-        index = (self.labels >= 0).nonzero()[:, 0]
-        return replace(self, paths=tuple(self.paths[i] for i in index.tolist()), labels=self.labels[index])
+        return self.take((self.labels >= 0).nonzero()[:, 0])
 
     def fingerprint(self) -> str:
         """SHA-256 of the paths from the folder of their class, the labels and class names, not of the pixels:
@@ -133,6 +137,7 @@ class _Views(Dataset):
     transform: Callable  # PIL image to uint8 (3, h, w); draws from torch's global generator
     d: int
     seed: int
+    upright: bool
 
     def __getitem__(self, piece: list[int]) -> Tensor | Exception:
         """The views, or why one cannot be made: a worker would raise that with its traceback as the text."""
@@ -142,7 +147,7 @@ class _Views(Dataset):
             return error
 
     def _of_image(self, index: int) -> Tensor:
-        image = read_rgb(self.paths[index])
+        image = read_rgb(self.paths[index], self.upright)
         digest = hashlib.blake2b(f"{self.seed} {index}".encode(), digest_size=8).digest()
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int.from_bytes(digest, "big"))
@@ -154,7 +159,7 @@ def _stream(
 ) -> Iterator[Tensor]:
     """`transform`, applied d times to each image of each batch: normalised float32 (d, b, 3, h, w)."""
     pieces = [piece.tolist() for batch in batches for piece in batch.split(PIECE)]
-    made = iter(_loader(_Views(images.paths, transform, d, seed), pieces, images))
+    made = iter(_loader(_Views(images.paths, transform, d, seed, images.upright), pieces, images))
     for batch in batches:
         parts = [_next(made).to(images.device, non_blocking=True) for _ in batch.split(PIECE)]
         views = torch.cat([part.transpose(0, 1) for part in parts], dim=1)
