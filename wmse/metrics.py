@@ -84,7 +84,7 @@ def _principal_coordinates(x: Tensor) -> Tensor:
 def alignment(first: Tensor, second: Tensor) -> float:
     """Mean squared distance of L2-normalised positives: rows i of two views' embeddings, each (n, k).
 
-    0 when two views of an image are embedded alike, 4 at most. Unrelated embeddings score 2 - 2 |m|^2 with m
+    0 when two views of an image are embedded alike, 4 at most. Unrelated embeddings score `2 - 2 |m|^2`, with m
     the mean of the normalised rows (Wang and Isola, ICML 2020, Sec. 4.1, alpha = 2).
     """
     a, b = (F.normalize(view.double(), dim=-1) for view in _finite_pair(first, second))
@@ -92,7 +92,7 @@ def alignment(first: Tensor, second: Tensor) -> float:
 
 
 def uniformity(x: Tensor, seed: int = 0) -> float:
-    """log of the mean of exp(-2 |a - b|^2) over pairs of different L2-normalised rows of x (n, k).
+    """log of the mean of `exp(-2 |a - b|^2)` over pairs of different L2-normalised rows of x (n, k).
 
     0 when all rows point one way, lower the more evenly they cover the sphere, about -4 at the lowest (Wang
     and Isola, ICML 2020, Sec. 4.1, t = 2). Where x has more than `UNIFORMITY_ROWS` rows, the pairs are those
