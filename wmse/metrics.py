@@ -84,8 +84,8 @@ def _principal_coordinates(x: Tensor) -> Tensor:
 def alignment(first: Tensor, second: Tensor) -> float:
     """Mean squared distance of L2-normalised positives: rows i of two views' embeddings, each (n, k).
 
-    0 when two views of an image are embedded alike, 4 at most. Unrelated embeddings score `2 - 2 |m|^2`, with m
-    the mean of the normalised rows (Wang and Isola, ICML 2020, Sec. 4.1, alpha = 2).
+    0 when two views of an image are embedded alike, 4 at most. Unrelated embeddings score `2 - 2 |m|^2`, with
+    m the mean of the normalised rows (Wang and Isola, ICML 2020, Sec. 4.1, alpha = 2).
     """
     a, b = (F.normalize(view.double(), dim=-1) for view in _finite_pair(first, second))
     return float((a - b).square().sum(-1).mean())
