@@ -138,6 +138,7 @@ STAGES = (
     Stage("W-MSE 2 with the second view detached", "cpu", _runs(_LAPTOP, _DETACHED)),
     Stage("Seeds 3 and 4", "cpu", _runs(_LAPTOP, _OURS_FIRST, (3, 4))),
     Stage("The claims on the embedded images", "cpu", _runs("digits", _CLAIMED, SEEDS)),
+    Stage("LeJEPA on the embedded images", "cpu", _runs("digits", ("lejepa",), SEEDS)),
     Stage("Ablations, and three W-MSEs", "cpu", _ablated(_ONE_MINUTE, SEEDS)),
     Stage("Three ablations at four times the epochs", "cpu", _ablated([_LONGER], SEEDS)),
     Stage("Table 1 at 200 epochs", "cuda", _runs("cifar10-200", ("w-mse-2", "simclr", "byol", "w-mse-4"))),
