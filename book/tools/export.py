@@ -96,8 +96,8 @@ def card(record: Record, folder: str) -> str:
     summary = (
         f"A ResNet-18 of width {recipe.width} (stem `{recipe.stem}`), trained without labels by the recipe "
         f"`{record.name}`, seed {recipe.seed}, for {recipe.epochs} epochs: {record.steps:,} steps of "
-        f"{recipe.positives} views of {recipe.batch_size} images. The scores are the run's own, of its float32 "
-        "weights at the last epoch."
+        f"{recipe.positives} views of {recipe.batch_size} images. The scores are the run's own, of its "
+        "float32 weights at the last epoch."
     )
     rows = {
         "linear probe": f"{record.metrics['linear_top1']:.2f} %",
@@ -106,13 +106,13 @@ def card(record: Record, folder: str) -> str:
     }
     commit = (record.git or {}).get("commit")
     origin = (
-        f"Trained with commit {commit[:10] if commit else 'unknown'} on {machine.hardware_label(record.hardware)} "
-        f"in {machine.duration(record.train_seconds)}; the whole record is `record.json`."
+        f"Trained with commit {commit[:10] if commit else 'unknown'} on "
+        f"{machine.hardware_label(record.hardware)} in {machine.duration(record.train_seconds)}; the whole record is `record.json`."
     )
     data = (
-        f"{dataset} (Krizhevsky, 2009) is a set of photographs that its authors collected from the web and labelled "
-        "by hand. The weights hold no image. They were trained for a book, to be looked at and compared; they are "
-        "small, and much better encoders exist for real use."
+        f"{dataset} (Krizhevsky, 2009) is a set of photographs that its authors collected from the web and "
+        "labelled by hand. The weights hold no image. They were trained for a book, to be looked at and "
+        "compared. They are small, and much better encoders exist for real use."
     )
     wrapped = {
         key: fill(text, 120) for key, text in (("summary", summary), ("origin", origin), ("data", data))
