@@ -107,7 +107,8 @@ def card(record: Record, folder: str) -> str:
     commit = (record.git or {}).get("commit")
     origin = (
         f"Trained with commit {commit[:10] if commit else 'unknown'} on "
-        f"{machine.hardware_label(record.hardware)} in {machine.duration(record.train_seconds)}; the whole record is `record.json`."
+        f"{machine.hardware_label(record.hardware)} in {machine.duration(record.train_seconds)}; "
+        "the whole record is `record.json`."
     )
     data = (
         f"{dataset} (Krizhevsky, 2009) is a set of photographs that its authors collected from the web and "

@@ -105,7 +105,7 @@ def test_a_comparison_says_on_what_terms_it_is():
         for budget in ("cifar10", "cifar10-laptop")
     }
     assert on["cifar10"] == "1000 epochs against 1000, 2 times the views and 2 times the steps"
-    assert on["cifar10-laptop"] == "25 epochs against 50, as many views and as many steps"
+    assert on["cifar10-laptop"] == "10 epochs against 20, as many views and as many steps"
 
 
 def test_rules_are_dated_in_their_order():

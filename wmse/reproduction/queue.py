@@ -110,7 +110,7 @@ def _tuning() -> tuple[QueuedRun, ...]:
             trial.name,
             0,
             tuple(trial.changes.items()),
-            f"tuning/{trial.method}/lr-{trial.learning_rate}-{trial.field.replace('_', '-')}-{trial.value}",
+            trial.folder,
         )
         for alike in zip(*by_method, strict=True)
         for trial in alike
