@@ -13,7 +13,7 @@ from benchmarks import measuring
 from benchmarks.step import noise_images
 from wmse.evaluation import evaluate, knn_accuracy
 from wmse.recipes import get_recipe
-from wmse.run import start_run
+from wmse.run import Run
 
 
 def clusters(count: int, width: int, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> None:
     recipe = get_recipe(f"{of}/w-mse-2")
     probe = noise_images(50_000 if on_gpu else 2048, device)
     held_out = noise_images(10_000 if on_gpu else 2048, device)
-    run = start_run(recipe, len(probe), device)
+    run = Run(recipe, len(probe), device)
     whole = measuring.seconds(lambda: evaluate(run.encoder, run.projector, probe, held_out, recipe), device)
     rows.append({"what": f"a run's evaluation, images as many as {of} has", "wmse": whole})
     table = measuring.Table(

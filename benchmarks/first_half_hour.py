@@ -31,7 +31,7 @@ from wmse import machine
 from wmse.data import load
 from wmse.recipes import get_recipe
 from wmse.records import read_record
-from wmse.run import start_run
+from wmse.run import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ("w-mse-2", "simclr", "byol", "w-mse-4")
@@ -77,7 +77,7 @@ def time_trial(name: str, way: str, device: torch.device, steps: int) -> Trial:
     """The speed of `steps` steps, after two that warm up, on images of noise."""
     recipe = replace(get_recipe(name), **WAYS[device.type][way])
     images = noise_images(8 * recipe.batch_size, device)
-    run = start_run(recipe, len(images), device)
+    run = Run(recipe, len(images), device)
     whole_step(run, images, 2)
     seconds = whole_step(run, images, steps)
     run.checks.look()

@@ -30,7 +30,7 @@ from wmse.data import ImageSet
 from wmse.distributed import choose_device
 from wmse.networks import build_encoder, build_projector
 from wmse.recipes import Recipe, get_recipe
-from wmse.run import start_run
+from wmse.run import Run
 
 MODES = ("reference", "wmse")
 
@@ -87,7 +87,7 @@ def wmse_steps(recipe: Recipe, images: ImageSet, device: torch.device):
     """The same by this package."""
     machine.configure_process(device)
     images = images.to(device)
-    run = start_run(recipe, len(images), device)
+    run = Run(recipe, len(images), device)
     while True:
         yield from run.epoch(images)
 

@@ -23,7 +23,7 @@ from benchmarks.ceilings import copy_bandwidth, product_speed
 from wmse import machine
 from wmse.data import STATISTICS, ImageSet
 from wmse.recipes import get_recipe
-from wmse.run import Run, start_run
+from wmse.run import Run
 from wmse.views import make_views
 
 PARTS = ("data", "views", "forward", "loss", "backward", "optimiser")
@@ -56,7 +56,7 @@ def split_step(run: Run, images: ImageSet, index: Tensor, mark: Callable[[str], 
     trained = {name: output for name, output in outputs._asdict().items() if output is not None}
     trained = {name: output for name, output in trained.items() if output.requires_grad}
     leaves = {name: output.detach().requires_grad_() for name, output in trained.items()}
-    loss = run.loss_of(outputs._replace(**leaves), labels)
+    loss = run.loss(outputs._replace(**leaves), labels)
     run.scaler.scale(loss).backward()
     mark("loss")
     reached = [name for name, leaf in leaves.items() if leaf.grad is not None]
@@ -278,7 +278,7 @@ def main(arguments: list[str] | None = None) -> None:
         steps = options.steps or (20 if on_gpu else 3 if recipe.width < 64 else 1)
         recipe = replace(recipe, batch_size=options.batch_size or recipe.batch_size, compile=options.compile)
         images = noise_images(8 * recipe.batch_size, options.device)
-        run = start_run(recipe, len(images), options.device)
+        run = Run(recipe, len(images), options.device)
         measuring.finish(table(run, images, steps, name), options.device, options.out)
         if options.profile:
             measuring.finish(profiled(run, images, steps, name, options.out), options.device, options.out)

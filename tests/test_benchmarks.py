@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import book, ceilings, loss, measuring, page, reference, step, views
 from wmse.recipes import get_recipe
-from wmse.run import start_run
+from wmse.run import Run
 from wmse.views import make_views
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,7 +31,7 @@ def test_the_parts_together_are_a_step_of_training(method):
     recipe = tiny(f"digits/{method}")
     images = step.noise_images(256, CPU)
     index = torch.arange(128)
-    split, whole = (start_run(recipe, len(images), CPU) for _ in range(2))
+    split, whole = (Run(recipe, len(images), CPU) for _ in range(2))
     marks = []
     for _ in range(2):
         step.split_step(split, images, index, marks.append)
@@ -47,7 +47,7 @@ def test_the_parts_together_are_a_step_of_training(method):
 def test_operations_are_those_of_the_layers():
     """ResNet-18 for 32 pixels: 0.5558 G multiply-adds an image, counted by hand from its layers' shapes."""
     recipe = replace(get_recipe("cifar10/w-mse-2"), precision="float32", projector_width=8)
-    run = start_run(recipe, 1024, CPU)
+    run = Run(recipe, 1024, CPU)
     counted = step.operations(run, step.noise_images(4, CPU))
     convolutions = 27 * 64 * 32**2 + 4 * 9 * 64**2 * 32**2
     for width, side in ((128, 16), (256, 8), (512, 4)):
@@ -61,7 +61,7 @@ def test_operations_are_those_of_the_layers():
 
 def test_fewest_bytes_are_those_of_the_layers():
     recipe = tiny("digits/w-mse-2", projector_width=16)
-    counted = step.fewest_bytes(start_run(recipe, 256, CPU), step.noise_images(4, CPU))
+    counted = step.fewest_bytes(Run(recipe, 256, CPU), step.noise_images(4, CPU))
     inputs = 3 * 32**2 + 32 * 16**2 + 64 * 8**2 + 128 * 4**2 + 256 + 16
     outputs = 32 * 16**2 + 64 * 8**2 + 128 * 4**2 + 256 + 16 + 32
     assert counted["forward"] == (inputs + outputs) * 256 * 4

@@ -19,7 +19,7 @@ from wmse.data import load
 from wmse.data.streaming import StreamedSet
 from wmse.machine import write_whole
 from wmse.recipes import get_recipe
-from wmse.run import Run, start_run
+from wmse.run import Run
 
 NAME = "digits/w-mse-2"
 SMALL = {"epochs": 3, "batch_size": 16, "slice_size": 8, "embedding_dim": 4, "projector_width": 8}
@@ -145,7 +145,7 @@ def test_a_list_of_files_is_told_from_another_and_known_in_another_place():
 
 @pytest.mark.parametrize("number", [0, 15, 30, 100])
 def test_an_epoch_of_other_images_than_the_run_began_with_is_refused(number):
-    run = start_run(TINY, 50, "cpu")
+    run = Run(TINY, 50, "cpu")
     with pytest.raises(ValueError, match=f"3 batches of 16 images, and the {number} images given"):
         next(run.epoch(MORE.first(number)))
 
@@ -153,7 +153,7 @@ def test_an_epoch_of_other_images_than_the_run_began_with_is_refused(number):
 def test_an_epoch_that_yields_no_batch_is_an_error(monkeypatch):
     monkeypatch.setattr(runs, "view_batches", lambda *_: iter(()))
     with pytest.raises(ValueError, match="no batch was left in epoch 1"):
-        next(start_run(TINY, 50, "cpu").epoch(SETS["train"]))
+        next(Run(TINY, 50, "cpu").epoch(SETS["train"]))
 
 
 # --- checkpoints ---------------------------------------------------------------------------------

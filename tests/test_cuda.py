@@ -11,7 +11,7 @@ from wmse.losses import w_mse_loss
 from wmse.numerics import MAX_REFUSED, Checks
 from wmse.objectives import OBJECTIVES
 from wmse.recipes import RECIPES, ViewSettings, get_recipe
-from wmse.run import start_run
+from wmse.run import Run
 from wmse.views import apply_views, draw_parameters, make_views
 from wmse.whitening import WHITENING, SingularCovarianceError, whiten
 
@@ -89,7 +89,7 @@ def test_cuda_graphs_change_nothing_but_the_time(method):
     views = torch.randn(3, 2, recipe.batch_size, 3, 32, 32, device="cuda")
     labels, found = torch.zeros(recipe.batch_size, dtype=torch.int64, device="cuda"), []
     for graphs in (False, True):
-        run = start_run(replace(recipe, cuda_graphs=graphs), 2048, "cuda")
+        run = Run(replace(recipe, cuda_graphs=graphs), 2048, "cuda")
         losses = [run.step(batch, labels)[0] for batch in views]
         run.checks.look()
         assert (run._graph is not None) == graphs
@@ -100,7 +100,7 @@ def test_cuda_graphs_change_nothing_but_the_time(method):
 
 def test_a_refused_slice_leaves_weights_and_moments_as_they_are():
     recipe = replace(get_recipe("digits/w-mse-2"), precision="float32")
-    run = start_run(recipe, 2048, "cuda")
+    run = Run(recipe, 2048, "cuda")
     views = torch.randn(2, recipe.batch_size, 3, 32, 32, device="cuda")
     labels = torch.zeros(recipe.batch_size, dtype=torch.int64, device="cuda")
 
@@ -136,7 +136,7 @@ def noise(monkeypatch):
 def test_a_training_step_makes_the_host_wait_for_nothing(request, noise):
     recipe = replace(get_recipe("cifar10/w-mse-2"), batch_size=256)
     images = training.load("cifar10", "train", device="cuda")
-    run = start_run(recipe, len(images), torch.device("cuda"))
+    run = Run(recipe, len(images), torch.device("cuda"))
     steps = run.epoch(images)
     for _ in range(3):
         next(steps)
@@ -163,7 +163,7 @@ def test_every_whitening_agrees_with_the_cpu(method):
 @pytest.mark.parametrize("method", OBJECTIVES)
 def test_every_method_takes_steps(method):
     recipe = next(recipe for name, recipe in RECIPES.items() if recipe.method == method and "digits" in name)
-    run = start_run(recipe, 2048, torch.device("cuda"))
+    run = Run(recipe, 2048, torch.device("cuda"))
     views = torch.randn(recipe.positives, recipe.batch_size, 3, 32, 32, device="cuda")
     labels = torch.randint(0, 10, (recipe.batch_size,), device="cuda")
     for _ in range(3):

@@ -17,7 +17,7 @@ from torch import nn
 from wmse import distributed, records
 from wmse.objectives import OBJECTIVES, WHOLE_BATCH, compute_loss
 from wmse.recipes import get_recipe
-from wmse.run import start_run
+from wmse.run import Run
 from wmse.training import check_recipe
 
 SMALL = {"epochs": 4, "batch_size": 64, "slice_size": 16, "embedding_dim": 8, "projector_width": 16}
@@ -72,11 +72,11 @@ def two(rank, folder):
     joined(rank, folder)
     for method, positives in CASES:
         recipe = recipe_for(method, positives)
-        run = start_run(recipe, 2048, torch.device("cpu"))
+        run = Run(recipe, 2048, torch.device("cpu"))
         frozen(run.model)
         views, labels = inputs(recipe)
         own = distributed.share(torch.arange(recipe.batch_size), recipe.batch_size)
-        loss, _ = run.loss(views[:, own], labels[own])
+        loss = run.loss(run.forward(views[:, own]), labels[own])
         loss.backward()
         found = gradient(run), distributed.mean(loss.detach())
         torch.save(found, f"{folder}/{method}-{positives}-{rank}.pt")
@@ -94,7 +94,7 @@ def of_two(tmp_path_factory):
 def one(method, positives):
     """One process on the same slices or directions: those of each process are drawn by its own generator."""
     recipe = recipe_for(method, positives)
-    run = start_run(recipe, 2048, torch.device("cpu"))
+    run = Run(recipe, 2048, torch.device("cpu"))
     frozen(run.networks.train())
     views, labels = inputs(recipe)
     outputs = run.networks(list(views))
@@ -138,7 +138,7 @@ def alone(rank, folder):
         distributed.first_before_others(lambda: fail(FileExistsError("it is there")))
     assert float(distributed.mean(torch.tensor(float(rank)))) == 0.5
     recipe = recipe_for("w-mse")
-    run = start_run(recipe, 100, torch.device("cpu"))
+    run = Run(recipe, 100, torch.device("cpu"))
     with pytest.raises(ValueError, match="written by 1 process.*now there are 2"):
         run.load_state_dict({"own": [{}]})
     with pytest.raises(ValueError, match="batch_size = 33 images cannot be shared equally by 2"):

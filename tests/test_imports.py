@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # From the ground up; `data` and `reproduction` are folders. `recipes` is at the ground because it holds the
 # settings of the views as well, so that names and settings of runs need no torch.
 FLOORS = (
-    {"__init__", "minimal", "numerics", "recipes", "inputs", "machine", "distributed", "figures"},
+    {"__init__", "minimal", "numerics", "recipes", "machine", "distributed", "figures"},
     {"whitening", "views", "records"},
     {"losses", "metrics", "networks", "data"},
     {"objectives", "evaluation", "reproduction"},

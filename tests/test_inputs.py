@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from wmse import inputs, records
+from wmse import machine, records
 from wmse.__main__ import main
-from wmse.inputs import as_path, check_parameters, check_seed, data_folder
+from wmse.machine import as_path, check_parameters, check_seed, data_folder
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +92,7 @@ def test_data_are_where_the_flag_says_or_the_variable_or_in_data(home, tmp_path,
     assert data_folder("~/sets") == home / "sets"
 
 
-@pytest.mark.parametrize("name", inputs.SET_FOLDERS)
+@pytest.mark.parametrize("name", machine.SET_FOLDERS)
 @pytest.mark.parametrize("spelling", ["{}", "{}/", "link", "."])
 def test_a_sets_own_folder_stands_for_the_one_that_holds_it(name, spelling, tmp_path, monkeypatch):
     own = tmp_path / "sets" / name

@@ -9,7 +9,7 @@ from wmse.checkpoints import load_checkpoint, save_checkpoint
 from wmse.losses import w_mse_loss
 from wmse.numerics import MAX_REFUSED, Checks, float32_products, require
 from wmse.recipes import get_recipe
-from wmse.run import DivergenceError, start_run
+from wmse.run import DivergenceError, Run
 from wmse.whitening import SingularCovarianceError, whiten
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -110,7 +110,7 @@ def test_a_run_stops_after_so_many_refused_steps_in_a_row(refusals, stops):
 @pytest.fixture
 def run():
     recipe = replace(get_recipe("digits/w-mse-2"), precision="float32", batch_size=64)
-    run = start_run(recipe, 256, torch.device("cpu"))
+    run = Run(recipe, 256, torch.device("cpu"))
     return replace(run, checks=Checks(), scaler=torch.amp.GradScaler("cpu", init_scale=1.0))
 
 
@@ -132,7 +132,7 @@ def test_a_refused_slice_skips_the_update_and_is_counted(run, tmp_path):
     assert loss.isnan() and run.checks.refused == (1, 1) and run.steps_taken == 2
     assert all(map(torch.equal, before, state_of(run)))
     save_checkpoint(run, tmp_path)  # one skipped step is no reason not to
-    again = start_run(run.recipe, 256, torch.device("cpu"))
+    again = Run(run.recipe, 256, torch.device("cpu"))
     again = replace(again, checks=Checks(), scaler=torch.amp.GradScaler("cpu"))
     again.load_state_dict(load_checkpoint(tmp_path))
     assert again.checks.refused == (1, 1)
@@ -157,7 +157,7 @@ def test_poisoned_statistics_are_never_saved(run, tmp_path):
 
 
 def test_on_the_cpu_a_run_raises_at_once():
-    run = start_run(replace(get_recipe("digits/w-mse-2"), batch_size=64), 256, torch.device("cpu"))
+    run = Run(replace(get_recipe("digits/w-mse-2"), batch_size=64), 256, torch.device("cpu"))
     with pytest.raises(SingularCovarianceError):
         run.step(views_of(run, same=True), torch.zeros(64, dtype=torch.int64))
 

@@ -10,7 +10,7 @@ from wmse.data import load
 from wmse.networks import Outputs
 from wmse.objectives import OBJECTIVES, check_method, compute_loss
 from wmse.recipes import RECIPES, get_recipe
-from wmse.run import load_networks, start_run
+from wmse.run import Run, load_networks
 from wmse.training import train
 
 DIGITS = [name for name in RECIPES if name.startswith("digits/")]
@@ -33,7 +33,7 @@ def test_each_recipe_of_digits_trains_for_a_few_steps(name, tmp_path, monkeypatc
 def test_a_step_changes_every_parameter_that_is_trained(method):
     name = next(n for n in DIGITS if get_recipe(n).method == method)
     recipe = replace(get_recipe(name), precision="float32", weight_decay=0.0)
-    run = start_run(recipe, 2048, torch.device("cpu"))
+    run = Run(recipe, 2048, torch.device("cpu"))
     trained = {n: p.clone() for n, p in run.networks.named_parameters() if p.requires_grad}
     generator = torch.Generator().manual_seed(0)
     views = torch.randn(recipe.positives, recipe.batch_size, 3, 32, 32, generator=generator)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from wmse import checkpoints, records, training
 from wmse.data import load, load_validation
 from wmse.recipes import get_recipe
-from wmse.run import DivergenceError, Run, learning_rate, start_run
+from wmse.run import DivergenceError, Run, learning_rate
 from wmse.training import evaluate_run, train
 
 SMALL = {"epochs": 3, "batch_size": 64, "slice_size": 32, "embedding_dim": 8, "projector_width": 16}
@@ -94,7 +94,7 @@ def test_a_resumed_run_ends_like_one_left_alone(step, alone, tmp_path, monkeypat
 
 def test_an_epoch_goes_on_from_a_state_in_its_middle_as_if_undisturbed():
     images = load("digits", "train").first(200)
-    whole, cut, resumed = (start_run(TINY, 200, "cpu") for _ in range(3))
+    whole, cut, resumed = (Run(TINY, 200, "cpu") for _ in range(3))
     expected = [loss.item() for _ in range(2) for loss, _ in whole.epoch(images)]
     found = [loss.item() for loss, _ in islice(cut.epoch(images), 2)]
     resumed.load_state_dict(copy.deepcopy(cut.state_dict()))
@@ -106,7 +106,7 @@ def test_an_epoch_goes_on_from_a_state_in_its_middle_as_if_undisturbed():
 def test_the_order_of_an_epoch_names_the_images_of_its_steps(monkeypatch):
     images, labels, original = load("digits", "train").first(200), [], Run.step
     monkeypatch.setattr(Run, "step", lambda run, *batch: labels.append(batch[1]) or original(run, *batch))
-    run = start_run(TINY, 200, "cpu")
+    run = Run(TINY, 200, "cpu")
     for _ in range(2):
         labels.clear()
         run.encoder.eval()
@@ -196,7 +196,7 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(method, tmp
 
 
 def test_a_checkpoint_is_never_made_of_weights_that_are_not_finite(tmp_path):
-    run = start_run(TINY, 200, "cpu")
+    run = Run(TINY, 200, "cpu")
     checkpoints.save_checkpoint(run, tmp_path)
     good = (tmp_path / "checkpoint.pt").read_bytes()
     next(run.encoder.parameters()).data[0] = float("nan")

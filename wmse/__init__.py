@@ -19,9 +19,8 @@ and shown. A module imports only from the floors below it, as tests/test_imports
 
     evaluation    k-NN, linear probes and all measures of a trained run
     metrics       effective rank, shared dimensions, alignment, uniformity
-    numerics      precision: float32 inside autocast, checks that do not make the host wait
-    inputs        what people type, checked: paths, seeds, the parameters of a chapter, the sizes of a loss
-    machine       threads, memory, and the description of hardware and code that a record holds
+    numerics      precision: float32 inside autocast; deferred checks, which do not make the host wait; sizes
+    machine       threads, memory, files, what people type; the hardware and code that a record describes
 
     records       record.json, metrics.csv: one run, one folder
     figures       the style and the plots that chapters share

@@ -13,7 +13,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any
 
-from wmse.inputs import as_path
+from wmse.machine import as_path
 from wmse.recipes import RECIPES, Recipe, at_size, get_recipe
 
 if TYPE_CHECKING:

@@ -10,8 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wmse.inputs import check_channel_sizes, check_pairs, check_sizes
-from wmse.numerics import at_least_float32, refuse_second_derivative, require
+from wmse.numerics import (
+    at_least_float32,
+    check_channel_sizes,
+    check_pairs,
+    check_sizes,
+    refuse_second_derivative,
+    require,
+)
 from wmse.whitening import WHITENING, SingularCovarianceError, whiten
 
 STANDARDIZE = "standardize"

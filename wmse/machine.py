@@ -1,4 +1,4 @@
-"""What a run runs on: processor, threads and memory of this process; the package's code and its versions."""
+"""What a run meets on this machine: threads, memory, the code's versions, files, and what people type."""
 
 import ctypes
 import errno
@@ -6,16 +6,23 @@ import hashlib
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch  # which takes a second to import: only functions that are told a device need it
 
+PROFILES = ("smoke", "colab", "paper")
+LARGEST_SEED = 2**32 - 1  # of NumPy's generators, from which UMAP draws
+# The folders that published data sets unpack to. Each lies in the folder of the data sets.
+SET_FOLDERS = ("cifar-10-batches-py", "cifar-100-python", "stl10_binary", "tiny-imagenet-200")
+SET_FOLDERS += ("imagenet100", "imagenet")
 CGROUP = Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # numbers of glibc's mallopt
 REMEDIES = {  # by the number of an operating system's error
@@ -189,3 +196,78 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.1f} h"
+
+
+def as_path(typed: str | os.PathLike) -> Path:
+    """A path as it is meant: `~` and variables expanded, without the blanks and quotes around it.
+
+    Raises ValueError for an empty path, an address, a variable that is not set, and the home of nobody.
+    """
+    text = os.fspath(typed).strip()
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        text = text[1:-1].strip()
+    if not text:
+        raise ValueError("the path is empty: name a folder")
+    if re.match(r"\w{2,}:/", text) and not os.path.lexists(text):  # Path turns :// into :/
+        raise ValueError(f"{text!r} is an address: name a folder of this machine")
+    names = [name or braced for name, braced in re.findall(r"\$(?:(\w+)|\{(\w+)\})", text)]
+    unset = [name for name in names if name not in os.environ]
+    if unset and not os.path.lexists(text):
+        raise ValueError(f"the path {text!r} names the variable {unset[0]}, which is not set")
+    try:
+        return Path(os.path.expandvars(text)).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"the path {text!r} begins with a home that is not known: {error}") from None
+
+
+def data_folder(typed: str | os.PathLike | None = None) -> Path:
+    """The folder of the data sets: `typed`, else `$WMSE_DATA`, else "data".
+
+    A data set's own folder, such as cifar-10-batches-py, stands for the folder that holds it.
+    """
+    folder = as_path(typed or os.environ.get("WMSE_DATA") or "data")
+    _check_folder("the folder of the data sets", folder)
+    own = folder.resolve()
+    holds_sets = any((folder / name).is_dir() for name in SET_FOLDERS)
+    return own.parent if own.name in SET_FOLDERS and not holds_sets else folder
+
+
+def check_seed(seed: int) -> int:
+    """The seed, if it is a whole number from 0 to 2**32 - 1, which all generators take; else ValueError."""
+    allowed = f"a whole number from 0 to {LARGEST_SEED} (2**32 - 1)"
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
+        whole = isinstance(seed, float) and seed.is_integer()
+        raise ValueError(f"seed is {seed!r}; give {allowed}" + (f", such as {int(seed)}" if whole else ""))
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ValueError(f"seed is {seed}; give {allowed}")
+    return int(seed)
+
+
+def check_parameters(profile: str, seed: int, data: str, out: str) -> tuple[str, int, str, str]:
+    """The parameters of a chapter, with paths expanded; ValueError, saying what is allowed, if one is bad.
+
+    Args:
+        profile: "smoke", "colab" or "paper".
+        seed: 0 to 2**32 - 1.
+        data: folder of the data sets; "" stands for `$WMSE_DATA`, else "data", and stays "".
+        out: folder for the runs.
+    """
+    if profile not in PROFILES:
+        raise ValueError(f"profile is {profile!r}; there are: {', '.join(PROFILES)}")
+    for name, value in {"data": data, "out": out}.items():
+        if not isinstance(value, str | os.PathLike):
+            raise ValueError(f"{name} is {value!r}; give a path in quotes (papermill: -r {name} {value})")
+    seed, root = check_seed(seed), data_folder(data)
+    try:
+        folder = as_path(out)
+        _check_folder("out", folder)
+    except ValueError as error:
+        raise ValueError(f"out is {out!r}: {error}") from None
+    return profile, seed, str(root) if data else "", str(folder)
+
+
+def _check_folder(name: str, folder: Path) -> None:
+    """Raise NotADirectoryError if a file stands where `folder` is, or is to be."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    if not nearest.is_dir():
+        raise NotADirectoryError(f"{name} is {str(folder)!r}, but {nearest} is no folder: name another")

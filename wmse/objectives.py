@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wmse import distributed, losses
-from wmse.inputs import check_channel_sizes, check_pairs, check_seed, check_sizes
 from wmse.losses import STANDARDIZE, W_MSE_WHITENING
+from wmse.machine import check_seed
 from wmse.networks import Outputs
-from wmse.numerics import resolve_precision
+from wmse.numerics import check_channel_sizes, check_pairs, check_sizes, resolve_precision
 from wmse.recipes import Recipe
 
 OBJECTIVES = (

@@ -24,7 +24,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from pydantic_core import PydanticCustomError
 
 from wmse import machine
-from wmse.inputs import as_path
+from wmse.machine import as_path
 from wmse.recipes import RECIPES, Recipe, ViewSettings
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 import inspect
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from wmse import distributed, machine
+from wmse import distributed, machine, networks
 from wmse.data import STATISTICS, ImageSet, StreamedSet, load, view_batches
-from wmse.inputs import as_path
-from wmse.networks import (
-    InPrecision,
-    Networks,
-    Normalized,
-    Outputs,
-    as_cuda_graph,
-    build_encoder,
-    build_networks,
-    fill,
-    read_weights,
-    target_momentum,
-)
+from wmse.networks import Networks, Normalized, Outputs
 from wmse.numerics import Checks, all_finite, loss_scaler, require, resolve_precision
 from wmse.objectives import WHOLE_BATCH, compute_loss
 from wmse.recipes import Recipe
@@ -42,31 +29,53 @@ class DivergenceError(ArithmeticError):
     """The embeddings, the loss or the weights became NaN or infinite."""
 
 
-@dataclass
 class Run:
-    """Everything that changes while a recipe trains, made by `start_run`. A checkpoint is its state dict."""
+    """Everything that changes while a recipe trains. A checkpoint is its state dict.
 
-    recipe: Recipe
-    device: torch.device
-    dtype: torch.dtype  # of the networks under autocast; float32 means no autocast
-    memory_format: torch.memory_format  # of views and networks
-    networks: Networks
-    optimizer: torch.optim.Optimizer
-    scaler: (
-        torch.amp.GradScaler
-    )  # scales the loss in float16; on CUDA it also skips steps that are not finite
-    checks: Checks  # deferred on CUDA
-    generators: dict[str, torch.Generator]  # "batches" (on the CPU), "views" and "slices" (on the device)
-    steps_per_epoch: int
-    order: Tensor  # (images,) int64 on the CPU: the order of the images in this epoch
-    loss_sum: Tensor  # scalar on the device: this process's losses in this epoch, summed
-    steps_taken: int = 0  # optimiser steps, including before a resume
-    seconds: float = 0.0  # of training, including before a resume; `train` counts them
-    epoch_start: float = 0.0  # `seconds` when this epoch began
-    rows: list[dict[str, float]] = field(default_factory=list)  # of metrics.csv, one per epoch
-    identity: dict[str, Any] = field(default_factory=dict)  # settings and images, fixed for the run
-    started: str = ""  # the time, as in a record
-    _graph: tuple[torch.Size, nn.Module] | None = None  # of the networks, for views of this shape
+    The first weights are the same on every device and in every process. All processes draw the same batches,
+    and each its own views and slices.
+
+    Args:
+        images: how many images there are to train on.
+        classes: how many classes they have; only supervised training needs it.
+    """
+
+    def __init__(self, recipe: Recipe, images: int, device: torch.device | str, classes: int = 10):
+        self.recipe, self.device = recipe, torch.device(device)
+        on_gpu = self.device.type == "cuda"
+        self.dtype = resolve_precision(recipe.precision, self.device)  # float32 means no autocast
+        # Channels last is faster on CPUs and tensor cores, contiguous for float32 on a GPU.
+        contiguous = on_gpu and self.dtype == torch.float32
+        self.memory_format = torch.contiguous_format if contiguous else torch.channels_last
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.seed)
+            built: nn.Module = networks.build_networks(recipe, classes)
+        if recipe.sync_batchnorm and distributed.size() > 1:
+            built = nn.SyncBatchNorm.convert_sync_batchnorm(built)
+        self.networks: Networks = built.to(self.device, memory_format=self.memory_format)
+        trained = [parameter for parameter in built.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.Adam(
+            trained or [torch.zeros(0)],  # raw pixels have no parameter, and Adam refuses an empty list
+            recipe.learning_rate,
+            weight_decay=recipe.weight_decay,
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        self.scaler, self.checks = loss_scaler(self.device, self.dtype), Checks(deferred=on_gpu)
+        self.generators: dict[str, torch.Generator] = {}
+        for index, name in enumerate(("batches", "views", "slices")):
+            shared = name == "batches"
+            seed = 3 * recipe.seed + index + (0 if shared else distributed.rank() << 32)
+            self.generators[name] = torch.Generator("cpu" if shared else self.device).manual_seed(seed)
+        self.steps_per_epoch = images // recipe.batch_size
+        self.order = torch.empty(0, dtype=torch.int64)  # of the images in this epoch, on the CPU
+        self.loss_sum = torch.zeros((), device=self.device)  # this process's losses in this epoch, summed
+        self.steps_taken = 0  # optimiser steps, including before a resume
+        self.seconds = 0.0  # of training, including before a resume; `train` counts them
+        self.epoch_start = 0.0  # `seconds` when this epoch began
+        self.rows: list[dict[str, float]] = []  # of metrics.csv, one per epoch
+        self.identity: dict[str, Any] = {}  # settings and images, as in a record: fixed for the run
+        self.started = ""  # the time, as in a record
+        self._graph: tuple[torch.Size, nn.Module] | None = None  # of the networks, for views of this shape
 
     @property
     def encoder(self) -> nn.Module:
@@ -146,18 +155,14 @@ class Run:
         views: (d, n, 3, h, w) float32, normalised, on the device.
         labels: (n,) int64, on the device; only supervised training uses them.
         """
-        loss, embeddings = self.loss(views, labels)
+        outputs = self.forward(views)
+        loss = self.loss(outputs, labels)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
         self.update()
-        return loss.detach(), embeddings.detach()
+        return loss.detach(), outputs.embeddings.detach()
 
-    def loss(self, views: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss of a batch and its embeddings (d, n, k) float32, both with their graph; as in `step`."""
-        outputs = self.forward(views)
-        return self.loss_of(outputs, labels), outputs.embeddings
-
-    def loss_of(self, outputs: Outputs, labels: Tensor) -> Tensor:
+    def loss(self, outputs: Outputs, labels: Tensor) -> Tensor:
         """The loss of the model's outputs for a batch, checked, and on CUDA counted."""
         embeddings = outputs.embeddings
         with self.checks:
@@ -174,13 +179,13 @@ class Run:
         """Outputs of the model for views (d, n, 3, h, w), computed in the run's precision, as float32."""
         if self.replays and torch.is_grad_enabled():
             if self._graph is None or self._graph[0] != views.shape:
-                self._graph = views.shape, as_cuda_graph(self._in_precision, views)
+                self._graph = views.shape, networks.as_cuda_graph(self._in_precision, views)
             return Outputs(*(tensor.clone() for tensor in self._graph[1](views)))
         return Outputs(*self._in_precision(views))
 
     @cached_property
-    def _in_precision(self) -> InPrecision:
-        return InPrecision(self.model, self.dtype, self.memory_format)
+    def _in_precision(self) -> nn.Module:
+        return networks.InPrecision(self.model, self.dtype, self.memory_format)
 
     def update(self) -> None:
         """Apply the gradients at this step's learning rate, move BYOL's target, and count the step."""
@@ -191,7 +196,7 @@ class Run:
         self.scaler.update()
         if self.networks.target is not None:
             progress = self.steps_taken // self.steps_per_epoch / recipe.epochs
-            self.networks.follow(target_momentum(recipe.target_momentum, progress))
+            self.networks.follow(networks.target_momentum(recipe.target_momentum, progress))
         self.steps_taken += 1
 
     def diverged(self, what: str) -> DivergenceError:
@@ -203,12 +208,10 @@ class Run:
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the run in all processes, which must ask for it at the same time."""
-        state = {name: getattr(self, name).state_dict() for name in STATEFUL}
         own = {name: generator.get_state() for name, generator in self.generators.items()}
-        state["own"] = distributed.from_all(
-            own | {"loss_sum": self.loss_sum.cpu(), "refused": self.checks.counts}
-        )
-        return state | {name: getattr(self, name) for name in PLAIN}
+        own |= {"loss_sum": self.loss_sum.cpu(), "refused": self.checks.counts}
+        state = {name: getattr(self, name).state_dict() for name in STATEFUL}
+        return state | {"own": distributed.from_all(own)} | {name: getattr(self, name) for name in PLAIN}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`. ValueError if another number of processes wrote it."""
@@ -230,51 +233,6 @@ class Run:
             setattr(self, name, state[name])
 
 
-def start_run(recipe: Recipe, images: int, device: torch.device | str, classes: int = 10) -> Run:
-    """A run before its first step, on a training set of so many `images` and, if supervised, `classes`.
-
-    The first weights are the same on every device and in every process. All processes draw the same batches,
-    and each its own views and slices.
-    """
-    device = torch.device(device)
-    dtype = resolve_precision(recipe.precision, device)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        networks = build_networks(recipe, classes)
-    if recipe.sync_batchnorm and distributed.size() > 1:
-        networks = nn.SyncBatchNorm.convert_sync_batchnorm(networks)
-    # Channels last is faster on CPUs and tensor cores, contiguous for float32 on a GPU.
-    contiguous = dtype == torch.float32 and device.type == "cuda"
-    memory_format = torch.contiguous_format if contiguous else torch.channels_last
-    networks = networks.to(device, memory_format=memory_format)
-    trained = [parameter for parameter in networks.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(
-        trained or [torch.zeros(0)],  # raw pixels have no parameter, and Adam refuses an empty list
-        recipe.learning_rate,
-        weight_decay=recipe.weight_decay,
-        fused=device.type in ("cpu", "cuda"),
-    )
-    generators = {}
-    for index, name in enumerate(("batches", "views", "slices")):
-        shared = name == "batches"
-        seed = 3 * recipe.seed + index + (0 if shared else distributed.rank() << 32)
-        generators[name] = torch.Generator("cpu" if shared else device).manual_seed(seed)
-    return Run(
-        recipe=recipe,
-        device=device,
-        dtype=dtype,
-        memory_format=memory_format,
-        networks=networks,
-        optimizer=optimizer,
-        scaler=loss_scaler(device, dtype),
-        checks=Checks(deferred=device.type == "cuda"),
-        generators=generators,
-        steps_per_epoch=images // recipe.batch_size,
-        order=torch.empty(0, dtype=torch.int64),
-        loss_sum=torch.zeros((), device=device),
-    )
-
-
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
     """The learning rate of a step (the first is 0): linear warm-up, then drops counted from the end.
 
@@ -294,9 +252,8 @@ def save_networks(run: Run, folder: Path) -> None:
     """Write encoder.safetensors and projector.safetensors, float32, each replaced as a whole."""
     for name in NETWORKS:
         state = getattr(run, name.removesuffix(".safetensors")).state_dict()
-        machine.write_whole(
-            folder / name, save({key: value.cpu().contiguous() for key, value in state.items()})
-        )
+        tensors = {key: value.cpu().contiguous() for key, value in state.items()}
+        machine.write_whole(folder / name, save(tensors))
 
 
 def load_networks(
@@ -307,12 +264,12 @@ def load_networks(
     ValueError or OSError, naming the file and its fault, where one cannot be read or does not fit.
     """
     paths = [Path(folder, name) for name in NETWORKS]
-    weights = [read_weights(path) for path in paths]
+    weights = [networks.read_weights(path) for path in paths]
     scores = weights[1].get("weight") if recipe.method == "supervised" else None
-    networks = build_networks(recipe, 10 if scores is None or not scores.ndim else len(scores))
-    loaded = networks.encoder, networks.projector
+    both = networks.build_networks(recipe, 10 if scores is None or not scores.ndim else len(scores))
+    loaded = both.encoder, both.projector
     for network, tensors, path in zip(loaded, weights, paths, strict=True):
-        fill(network, tensors, path)
+        networks.fill(network, tensors, path)
         network.to(device).eval()
     return loaded
 
@@ -332,12 +289,12 @@ def load_encoder(run: str | Path, device: torch.device | str = "cpu") -> Normali
         FileNotFoundError: no record.json beside the weights.
         ValueError, OSError: weights that cannot be read or do not fit the record.
     """
-    path = as_path(run)
+    path = machine.as_path(run)
     folder = path.parent if path.is_file() else path
     record, path = read_record(folder), path if path.is_file() else folder / NETWORKS[0]
     recipe = record.recipe
-    encoder = build_encoder(recipe.encoder, recipe.stem, recipe.width)
-    fill(encoder, read_weights(path), path)
+    encoder = networks.build_encoder(recipe.encoder, recipe.stem, recipe.width)
+    networks.fill(encoder, networks.read_weights(path), path)
     if recipe.dataset == "folder":
         mean, std = record.folder["mean"], record.folder["std"]
     elif recipe.dataset in STATISTICS:

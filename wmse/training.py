@@ -12,26 +12,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from wmse import distributed, machine, records
-from wmse.checkpoints import (
-    Found,
-    check_same,
-    claimed,
-    is_finished,
-    look,
-    remove_checkpoints,
-    save_checkpoint,
-    set_aside,
-    tidy,
-)
+from wmse import checkpoints, distributed, machine, records
 from wmse.data import OWN_PROBE, ImageSet, StreamedSet, load, load_own, load_validation
 from wmse.evaluation import effective_rank, embedding_std, evaluate, features, project
-from wmse.inputs import as_path
 from wmse.metrics import spectra
 from wmse.objectives import check_batch, check_recipe
 from wmse.recipes import Recipe, get_recipe
 from wmse.records import Record
-from wmse.run import Run, load_networks, save_networks, start_run
+from wmse.run import Run, load_networks, save_networks
 
 Images = ImageSet | StreamedSet
 Sets = dict[str, Images]  # by split
@@ -95,56 +83,57 @@ def train(
         if distributed.rank() == 0:
             stack.enter_context(stop.heard())
 
-        def claim() -> Found:
+        def claim() -> checkpoints.Found:
             folder, again = Path("runs", name, f"seed-{recipe.seed}"), resume or restart
             if out is not None:
-                folder = as_path(out)
+                folder = machine.as_path(out)
             elif again:
                 folder = records.free_folder(folder, resume=True)
-            if resume and is_finished(folder, settings):  # nobody writes there: it is not locked, only read
-                return Found(folder, finished=True)
-            owned = stack.enter_context(claimed(folder, free=out is None and not again))
-            return look(owned, settings, resume, restart)
+            # Nobody writes where a run has finished: the folder is not locked, only read.
+            if resume and checkpoints.is_finished(folder, settings):
+                return checkpoints.Found(folder, finished=True)
+            owned = stack.enter_context(checkpoints.claimed(folder, free=out is None and not again))
+            return checkpoints.look(owned, settings, resume, restart)
 
         found = distributed.from_first(claim)
         if found.finished:
             _say(f"{found.out} is finished already: nothing to do")
             if distributed.rank() == 0:
-                tidy(found.out)
+                checkpoints.tidy(found.out)
             return found.out
         sets, own = distributed.first_before_others(lambda: _load(recipe, data, where, limit, validate))
-        check_batch(recipe, len(sets["train"]))
+        train_set = sets["train"]
+        check_batch(recipe, len(train_set))
         digests = {images: images.fingerprint() for images in set(sets.values())}
-        images = {split: (len(images), digests[images]) for split, images in sets.items()}
-        run = start_run(recipe, len(sets["train"]), where, len(sets["train"].classes))
-        run.identity, run.started = records.identify(recipe, limit, scored_on, images), records.now()
-        check_same(found.out, run.identity, found.identity)
+        run = Run(recipe, len(train_set), where, len(train_set.classes))
+        record = records.start_record(
+            name,
+            recipe,
+            where,
+            command=command,
+            precision=str(run.dtype).removeprefix("torch."),
+            processes=distributed.size(),
+            limit=limit,
+            scored_on=scored_on,
+            images={split: len(images) for split, images in sets.items()},
+            images_sha256={split: digests[images] for split, images in sets.items()},
+            **own,
+        )
+        run.identity, run.started = record.identity, record.started
+        checkpoints.check_same(found.out, run.identity, found.identity)
         if any(other != run.identity for other in distributed.from_all(run.identity)):
             raise ValueError("the processes have loaded different images: give all of them the same data set")
         if found.state:
             run.load_state_dict(found.state)
+            record.started = run.started
         if resume:
             step = f"resuming after step {run.steps_taken}"
             _say(f"{found.out}: {step if found.state else 'no checkpoint: from the beginning'}")
         if distributed.rank() == 0:
-            record = records.start_record(
-                name,
-                recipe,
-                where,
-                command=command,
-                precision=str(run.dtype).removeprefix("torch."),
-                processes=distributed.size(),
-                limit=limit,
-                scored_on=scored_on,
-                images={split: number for split, (number, _) in images.items()},
-                images_sha256={split: digest for split, (_, digest) in images.items()},
-                **own,
-            )
-            record.started = run.started
-            set_aside(found.out, found.aside)
+            checkpoints.set_aside(found.out, found.aside)
             _train_and_record(run, sets, found.out, record, stop)
         else:
-            _train_epochs(run, sets["train"], found.out, stop)
+            _train_epochs(run, train_set, found.out, stop)
         distributed.any_of(True)  # the others wait here while rank 0 evaluates
     return found.out
 
@@ -178,7 +167,6 @@ def _train_and_record(
     run: Run, sets: Sets, out: Path, record: Record, stop: distributed.StopRequests
 ) -> None:
     """Rank 0's work: train, evaluate, and keep the record up to date, whatever ends the run."""
-    recipe = run.recipe
     records.write_record(out, record)  # first: it tells whose files the others are
     _write_rows(run, out)
     try:
@@ -186,9 +174,8 @@ def _train_and_record(
         save_networks(run, out)
         if run.device.type == "cuda":  # the evaluation's float32 convolutions are slow on channels last
             run.networks.to(memory_format=torch.contiguous_format)
-        trained = time.monotonic()
+        trained, recipe, networks = time.monotonic(), run.recipe, (run.encoder, run.projector)
         test_features = features(run.encoder, sets["test"], "test")
-        networks = run.encoder, run.projector
         record.metrics = evaluate(*networks, sets["probe"], sets["test"], recipe, test_features)
         if recipe.encoder != "pixels":  # thousands of dimensions that nobody plots
             record.spectra = _spectra(run, test_features)
@@ -204,7 +191,7 @@ def _train_and_record(
         _close_record(record, run)
         _write_when_there_is_room(out, record)
         raise
-    remove_checkpoints(out)
+    checkpoints.remove_checkpoints(out)
 
 
 def _spectra(run: Run, test_features: Tensor) -> dict[str, Any]:
@@ -241,7 +228,7 @@ def _write_when_there_is_room(out: Path, record: Record) -> None:
 def _close_record(record: Record, run: Run) -> None:
     """Note in the record what is known of a run that has ended, whether finished or not."""
     views = run.steps_taken * run.recipe.batch_size * run.recipe.positives
-    record.skipped_steps = run.checks.refused[0]
+    record.skipped_steps, _ = run.checks.refused
     record.finished, record.steps, record.train_seconds = records.now(), run.steps_taken, run.seconds
     record.views_per_second = views / run.seconds if run.seconds else None
     record.peak_memory_mb, record.curve = machine.peak_memory_mb(run.device), run.rows
@@ -251,11 +238,10 @@ def evaluate_run(
     folder: str | Path, data: str | Path | None = None, device: str | None = None
 ) -> dict[str, float]:
     """The metrics of a run's saved networks, computed again on the images of its record, which stays."""
-    folder = as_path(folder)
+    folder, where = machine.as_path(folder), distributed.choose_device(device)
+    machine.configure_process(where)
     record = records.read_record(folder)
     recipe = record.recipe
-    where = distributed.choose_device(device)
-    machine.configure_process(where)
     if recipe.dataset == "folder":
         sets, _ = load_own(data or record.folder["path"], recipe.views.size, where, record.folder)
         pair = sets["probe"], sets["test"]
@@ -280,7 +266,7 @@ def _train_epochs(run: Run, images: Images, out: Path, stop: distributed.StopReq
                     _end_epoch(run, embeddings, out)
                 end, due = distributed.any_of(bool(stop.numbers), now - saved > CHECKPOINT_SECONDS)
                 if end or due or run.steps_taken == total:
-                    save_checkpoint(run, out)
+                    checkpoints.save_checkpoint(run, out)
                     saved = time.monotonic()
                 report(loss)
                 if end:
@@ -291,12 +277,11 @@ def _train_epochs(run: Run, images: Images, out: Path, stop: distributed.StopReq
 def _end_epoch(run: Run, embeddings: Tensor, out: Path) -> None:
     """Add a row of metrics.csv; its measures of collapse are of the last batch, in training mode."""
     run.checks.look()
-    recipe = run.recipe
     loss = float(distributed.mean(run.loss_sum)) / max(1, run.steps_per_epoch - run.checks.refused[1])
     if distributed.rank():
         return
     rows = embeddings.flatten(0, 1).cpu()
-    views = run.steps_per_epoch * recipe.batch_size * recipe.positives
+    views = run.steps_per_epoch * run.recipe.batch_size * run.recipe.positives
     row: dict[str, float] = {
         "epoch": run.steps_taken // run.steps_per_epoch,
         "step": run.steps_taken,

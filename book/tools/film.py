@@ -35,7 +35,7 @@ from wmse import evaluation, figures, machine, records  # noqa: E402
 from wmse.data import load  # noqa: E402
 from wmse.losses import mse_loss, w_mse_loss  # noqa: E402
 from wmse.recipes import get_recipe  # noqa: E402
-from wmse.run import Run, start_run  # noqa: E402
+from wmse.run import Run  # noqa: E402
 
 FILMS = ROOT / "results" / "film"  # a file per data set
 METHODS = ("mse", "w-mse-2")
@@ -95,7 +95,7 @@ def film_run(
     device = torch.device("cpu")
     machine.configure_process(device)
     sets = {split: load(recipe.dataset, split, data) for split in ("train", "test")}
-    run = start_run(recipe, len(sets["train"]), device)
+    run = Run(recipe, len(sets["train"]), device)
     wanted = moments(recipe.epochs * run.steps_per_epoch)
     measures, clouds = [], []
 

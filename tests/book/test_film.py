@@ -15,7 +15,7 @@ import torch
 
 from wmse.data import load
 from wmse.recipes import get_recipe
-from wmse.run import start_run
+from wmse.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -146,7 +146,7 @@ def test_both_runs_start_from_the_same_networks(committed):
 def test_measures_leave_the_run_as_it_was():
     recipe = replace(get_recipe("digits/w-mse-2"), batch_size=64)
     sets = {split: load("digits", split, limit=128) for split in ("train", "test")}
-    run = start_run(recipe, 128, torch.device("cpu"))
+    run = Run(recipe, 128, torch.device("cpu"))
     run.networks.train()
     before = {key: value.clone() for key, value in run.networks.state_dict().items()}
     row, cloud = film.measure(run, sets)

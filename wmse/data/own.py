@@ -12,7 +12,7 @@ from torch import Tensor
 from wmse.data.folders import list_own, read_rgb, stack_images
 from wmse.data.sets import ImageSet
 from wmse.data.streaming import StreamedSet
-from wmse.inputs import as_path
+from wmse.machine import as_path
 from wmse.views import Triple
 
 HELD_OUT = 0.1  # share of the images, of each class, that is kept for evaluation

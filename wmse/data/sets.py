@@ -20,7 +20,7 @@ from wmse.data.digits import draw_digits
 from wmse.data.downloads import restore
 from wmse.data.folders import list_imagenet100, list_tiny_imagenet, read_images
 from wmse.data.streaming import StreamedSet, stream_views
-from wmse.inputs import data_folder
+from wmse.machine import data_folder
 from wmse.machine import read_error
 from wmse.views import Triple, ViewSettings, make_views, normalize_
 
