@@ -8,6 +8,7 @@ must move at the speed of a large copy. Both speeds are measured in the same run
 --profile, the operators that take the most time are listed too, and a trace for chrome://tracing is written.
 """
 
+import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -104,7 +105,11 @@ def whole_step(run: Run, images: ImageSet, steps: int) -> float:
 
 def uncompiled(run: Run) -> Run:
     """The same run with networks that counters and hooks can look into."""
-    return replace(run, recipe=replace(run.recipe, compile=False, cuda_graphs=False))
+    plain = copy.copy(run)
+    for cached in ("model", "_in_precision"):  # built as the recipe asks
+        vars(plain).pop(cached, None)
+    plain.recipe = replace(run.recipe, compile=False, cuda_graphs=False)
+    return plain
 
 
 def operations(run: Run, images: ImageSet) -> dict[str, float]:

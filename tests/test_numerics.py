@@ -111,7 +111,8 @@ def test_a_run_stops_after_so_many_refused_steps_in_a_row(refusals, stops):
 def run():
     recipe = replace(get_recipe("digits/w-mse-2"), precision="float32", batch_size=64)
     run = Run(recipe, 256, torch.device("cpu"))
-    return replace(run, checks=Checks(), scaler=torch.amp.GradScaler("cpu", init_scale=1.0))
+    run.checks, run.scaler = Checks(), torch.amp.GradScaler("cpu", init_scale=1.0)
+    return run
 
 
 def views_of(run, same=False):
@@ -133,7 +134,7 @@ def test_a_refused_slice_skips_the_update_and_is_counted(run, tmp_path):
     assert all(map(torch.equal, before, state_of(run)))
     save_checkpoint(run, tmp_path)  # one skipped step is no reason not to
     again = Run(run.recipe, 256, torch.device("cpu"))
-    again = replace(again, checks=Checks(), scaler=torch.amp.GradScaler("cpu"))
+    again.checks, again.scaler = Checks(), torch.amp.GradScaler("cpu")
     again.load_state_dict(load_checkpoint(tmp_path))
     assert again.checks.refused == (1, 1)
     run.step(views_of(run), labels)

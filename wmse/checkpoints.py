@@ -31,9 +31,9 @@ def claimed(folder: Path, free: bool = False) -> Iterator[Path]:
 
     free: take the first of folder, folder-2, ... that holds no run and that no other run owns.
 
-    A folder is claimed by an exclusive create, and owned by a lock of the kernel, which ends with the process
-    however that ends. Where a file system has no locks, the create alone decides, and a line says so. Raises
-    FolderInUseError while another run owns the folder.
+    The kernel's lock on a file in the folder makes it this run's, and ends with the process, however the
+    process ends. On a file system without locks a run owns only a folder that it has made, and a line says
+    so. FolderInUseError if another run owns the folder.
     """
     for chosen in numbered(folder) if free else [folder]:
         made = [one for one in (chosen, *chosen.parents) if not one.exists()]
@@ -46,7 +46,7 @@ def claimed(folder: Path, free: bool = False) -> Iterator[Path]:
                 continue
             raise
         try:
-            if not (free and held(chosen)):  # else another run has begun and ended between the two looks
+            if not (free and held(chosen)):  # otherwise another run began and ended since the first look
                 yield chosen
                 return
         finally:
@@ -59,7 +59,7 @@ def claimed(folder: Path, free: bool = False) -> Iterator[Path]:
 
 
 def _lock(folder: Path, free: bool) -> FileLock:
-    """The lock of a folder, acquired. FolderInUseError if it is another's."""
+    """The acquired lock of a folder. FolderInUseError if another run has it."""
     new = not folder.exists()
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -93,8 +93,8 @@ class Found:
     aside: list[str] = field(default_factory=list)  # names to set aside before anything is written
 
 
-def look(out: Path, settings: Mapping[str, Any], resume: bool = False, restart: bool = False) -> Found:
-    """What a folder that is owned holds for a run with these settings. Nothing is changed by looking.
+def look(out: Path, settings: Mapping[str, Any], resume: bool, restart: bool) -> Found:
+    """What a folder that this run owns holds for it. Looking writes no file.
 
     FileExistsError, naming the files, if the run would write over what it does not go on from.
     """
@@ -106,18 +106,12 @@ def look(out: Path, settings: Mapping[str, Any], resume: bool = False, restart: 
             f"{out} holds a run already, or files in its way ({', '.join(names)}): resume it, choose another "
             "folder, or set them aside and start anew (--resume, --out, --restart)"
         )
-    record, problem = None, "there is no record.json"
-    if "record.json" in names:
-        try:
-            record = records.read_record(out)
-        except records.BrokenRecordError as error:
-            problem = str(error)
+    record, problem = _record(out)
     before = record.identity if record else {}
     check_same(out, settings, before)
     if record and record.status == "finished":
         return Found(out, finished=True)
-    state = load_checkpoint(out)
-    if state:
+    if state := load_checkpoint(out):
         before = state["identity"]
         check_same(out, settings, before)
     elif not record and (files := [name for name in names if not name.endswith(".tmp")]):
@@ -131,13 +125,21 @@ def look(out: Path, settings: Mapping[str, Any], resume: bool = False, restart: 
 
 def is_finished(out: Path, settings: Mapping[str, Any]) -> bool:
     """Whether a folder, owned or not, holds a finished run. FileExistsError if it has other settings."""
-    try:
-        record = records.read_record(out)
-    except (FileNotFoundError, records.BrokenRecordError):
-        return False
-    if record.status == "finished":
+    record, _ = _record(out)
+    finished = record is not None and record.status == "finished"
+    if finished:
         check_same(out, settings, record.identity)
-    return record.status == "finished"
+    return finished
+
+
+def _record(out: Path) -> tuple[records.Record | None, str]:
+    """The record in a folder; without a sound one, None and what is wrong."""
+    try:
+        return records.read_record(out), ""
+    except FileNotFoundError:
+        return None, "there is no record.json"
+    except records.BrokenRecordError as error:
+        return None, str(error)
 
 
 def check_same(out: Path, now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
@@ -151,8 +153,8 @@ def check_same(out: Path, now: Mapping[str, Any], before: Mapping[str, Any]) -> 
 
 
 def set_aside(folder: Path, names: list[str]) -> None:
-    """Rename files to NAME.old-1, or the first such number that is free for all. Nothing is deleted but what
-    never was whole, NAME.tmp."""
+    """Rename files to NAME.old-1, or the first such number that is free for all. Only NAME.tmp, which was
+    never whole, is deleted."""
     for name in held(folder):
         if name.endswith(".tmp"):
             (folder / name).unlink()
@@ -167,8 +169,8 @@ def set_aside(folder: Path, names: list[str]) -> None:
 def save_checkpoint(run: Run, folder: Path) -> None:
     """Write the run's state as the newest checkpoint and keep the one before; each file is whole or absent.
 
-    All processes must call; rank 0 writes. DivergenceError if a weight is not finite: such a state is never
-    saved, and the last good checkpoint stays.
+    All processes must call; rank 0 writes. DivergenceError if a weight is not finite; the last good
+    checkpoint then stays.
     """
     run.checks.look()
     if not all(bool(tensor.isfinite().all()) for tensor in run.networks.state_dict().values()):
@@ -185,9 +187,9 @@ def save_checkpoint(run: Run, folder: Path) -> None:
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
     """The newest whole checkpoint, on the CPU; None if there is no checkpoint at all.
 
-    Only a torn file counts as damaged. The one before takes its place, and the damaged one another name.
-    Raises OSError for a file that cannot be read, for the machine's own reasons, and ValueError if no file is
-    whole or one is no checkpoint of a run. Then all files stay as they are.
+    A torn file counts as damaged: it is renamed, and the checkpoint before it is loaded. Raises OSError if
+    the machine cannot read a file, and ValueError if no file is whole or one is no checkpoint of a run. Then
+    all files stay as they are.
     """
     present = [name for name in CHECKPOINTS if name in held(folder)]
     for name in present:
@@ -208,24 +210,22 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
 
 def _read(path: Path) -> dict[str, Any] | None:
     """The state in a checkpoint, or None if the file is torn."""
-    number: int | None = None
     try:
         content = io.BytesIO(path.read_bytes())
         if not _is_whole(content):
             return None
         state = torch.load(content, map_location="cpu", weights_only=True)
         lacking = [key for key in STATE if key not in state]
-    except OSError as error:
-        number = error.errno or errno.EIO
     except Exception as error:  # foreign content fails in many ways
         if "PytorchStreamReader" in str(error):  # torn where no checksum is
             return None
+        number = error.errno or errno.EIO if isinstance(error, OSError) else 0
         if isinstance(error, MemoryError) or "allocat" in str(error):  # torch raises a RuntimeError
             number = errno.ENOMEM
+        if number:
+            advice = "nothing was touched; resume again when the file can be read"
+            raise OSError(number, f"{os.strerror(number)} ({advice})", str(path)) from error
         lacking = [f"what one holds ({type(error).__name__})"]
-    if number:
-        advice = "nothing was touched; resume again when the file can be read"
-        raise OSError(number, f"{os.strerror(number)} ({advice})", str(path))
     if lacking:
         raise ValueError(
             f"{path} is no checkpoint of this version's runs: it lacks {', '.join(lacking)}. Resume with the "
@@ -235,7 +235,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _is_whole(content: io.BytesIO) -> bool:
-    """Whether a zip archive, which torch's files are, agrees with its checksums: torch does not look."""
+    """Whether a zip archive agrees with its checksums. torch writes such archives, and checks none."""
     try:
         with zipfile.ZipFile(content) as archive:
             return archive.testzip() is None
@@ -255,7 +255,7 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 def tidy(out: Path) -> None:
-    """Do for a finished run what it had no time for, or has lost: metrics.csv, the removal of checkpoints.
+    """Write a finished run's metrics.csv anew if it is lost or torn, and remove checkpoints that were left.
 
     A folder that cannot be written stays as it is.
     """

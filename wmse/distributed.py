@@ -1,7 +1,7 @@
 """Several processes, started by torchrun, that train one run: each has its share of every batch.
 
-In a single process every function here does nothing, or the obvious. Rank 0 writes the record and decides;
-`from_first` passes its decisions to the others.
+Rank 0 decides and writes the record; `from_first` passes its decisions to the others. In a single process
+these functions return what they are given, or what the process itself computes.
 """
 
 import os
@@ -52,9 +52,9 @@ def choose_device(name: str | None) -> torch.device:
 def joined(device: str | None = None) -> Iterator[torch.device]:
     """Join the other processes, if torchrun has started this one, and leave them at the end.
 
-    Yields this process's device. `device` is "cpu", "cuda", ...; None means CUDA if there is any. Under
-    torchrun each process of a machine gets a GPU of its own. NCCL exchanges gradients on CUDA, gloo on CPUs;
-    the hosts' own messages always go by gloo, so that none of them waits for a GPU.
+    Yields this process's device, chosen by `choose_device`. Under torchrun each process of a machine gets a
+    GPU of its own. NCCL exchanges gradients on CUDA, gloo on CPUs; the hosts' own messages always go by gloo,
+    so that no host waits for a GPU.
     """
     where = choose_device(device)
     launched = "TORCHELASTIC_RUN_ID" in os.environ
@@ -66,11 +66,11 @@ def joined(device: str | None = None) -> Iterator[torch.device]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo", timeout=TIMEOUT)
     yield where
     if joins:
-        dist.destroy_process_group()  # left out after an error: others may be gone; torchrun ends the rest
+        dist.destroy_process_group()  # left out after an error, because others may be gone: torchrun ends all
 
 
 def any_of(*flags: bool) -> list[bool]:
-    """For each flag whether any process has set it. All processes must call, and wait for each other."""
+    """For each flag whether any process has set it. All processes must call; they wait for each other."""
     if size() == 1:
         return list(flags)
     tensor = torch.tensor(flags, dtype=torch.uint8)
@@ -96,12 +96,11 @@ def from_first(decide: Callable[[], Any]) -> Any:
 
 
 class StopRequests:
-    """SIGINT and SIGTERM while a run lives: `numbers` has those that have come.
+    """SIGINT and SIGTERM while a run lives; `numbers` lists the signals that have come.
 
-    Where they are `heard`, the first raises KeyboardInterrupt or SystemExit at once. Where they are `held`,
-    it is only noted, so that a step can end first, and raised at the end. The same signal again acts as if
-    nobody listened. Under torchrun it is only noted, because torchrun sends its processes again what the
-    terminal has already sent them.
+    Inside `heard` the first signal raises KeyboardInterrupt or SystemExit at once. Inside `held` it is noted,
+    so that a step can end first, and raised at the end. A second signal of the same kind has its usual
+    effect, except under torchrun, which repeats to its processes what the terminal has already sent them.
     """
 
     def __init__(self) -> None:
@@ -110,7 +109,7 @@ class StopRequests:
 
     @contextmanager
     def heard(self) -> Iterator[None]:
-        """Listen inside; only the main thread can."""
+        """Handle the signals inside; does nothing in a thread other than the main one."""
         if self._listening or threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -135,7 +134,7 @@ class StopRequests:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Only note requests inside; afterwards act on the first, if there was one."""
+        """Note signals inside; afterwards act on the first, if there was one."""
         with self.heard():
             self._holding = True
             try:
@@ -146,7 +145,7 @@ class StopRequests:
             self.act()
 
     def act(self) -> NoReturn:
-        """Raise what the first request asks for; SystemExit if another process had it."""
+        """Raise what the first signal asks for; SystemExit if another process received it."""
         raise KeyboardInterrupt if self.numbers[:1] == [signal.SIGINT] else SystemExit(128 + signal.SIGTERM)
 
 

@@ -38,8 +38,8 @@ def w_mse_loss(
 
     A random permutation of the images, shared by the views, cuts the batch into slices of `slice_size`
     images. Each slice of each view is whitened with its own mean and covariance; then positives are compared
-    as in `mse_loss`. Of collapsed embeddings only noise is left to whiten, and the noise of two views does
-    not agree, so no negatives are needed.
+    as in `mse_loss`. Whitening enlarges what is left of collapsed embeddings: noise, which does not agree
+    between two views. So collapse is no minimum, and no negatives are needed.
 
     Args:
         embeddings: (d, n, k), n a multiple of `slice_size`.
@@ -100,7 +100,7 @@ def _slices(
 def mse_loss(embeddings: Tensor, normalize: bool = True) -> Tensor:
     """Mean distance between the positives of an image (paper, Eq. 1 and 2).
 
-    By itself it has a trivial minimum: embeddings that are all the same. It is the collapse baseline.
+    Its trivial minimum is collapse, embeddings that are all the same: without whitening this is the baseline.
 
     Args:
         embeddings: (d, ..., k): any number of dimensions may index the images.
@@ -125,7 +125,7 @@ def mse_loss(embeddings: Tensor, normalize: bool = True) -> Tensor:
 class _SumOfCosines(torch.autograd.Function):
     """cos(v_i, v_j), summed over ordered pairs i != j of d vectors and over images: (d, ..., k) to ().
 
-    With u = v / |v| and s = sum_i u_i it is |s|^2 - sum_i |u_i|^2: no pair is ever formed. Its gradient with
+    With u = v / |v| and s = sum_i u_i it is |s|^2 - sum_i |u_i|^2, without forming pairs. The gradient with
     respect to v_i is 2 (s - (s . u_i) u_i) / |v_i|: the part of s that is orthogonal to u_i. A vector of
     length 0 has cosine 0 with any other. By plain autograd the loss would take 5% to 11% longer.
     """
@@ -243,9 +243,9 @@ def cw_rgp_loss(
     """CW-RGP: channel whitening with random group partition (Weng et al., NeurIPS 2022).
 
     The transpose of W-MSE: in a slice, images are the variables and channels (dimensions) the samples. Each
-    embedding is centred over its k channels. They are dealt at random into groups, anew for each slice and
-    view. In each group the covariance *between images* is made I; then channels are put back, and positives
-    compared.
+    embedding is centred over its k channels. The channels are dealt at random into groups, anew for each
+    slice and view. In each group the covariance *between images* is made I. Then the channels are put back,
+    and positives are compared.
 
     n is a multiple of `slice_size`, k of `groups`. A slice has fewer images than a group has channels,
     k / groups; half as many are advised. All else, and the errors raised, are as in `w_mse_loss`.

@@ -40,12 +40,12 @@ REMEDIES = {  # by the number of an operating system's error
 def configure_process(device: "torch.device") -> None:
     """Set this process up for work on a device.
 
-    CUDA: the device becomes the current one, whose streams and events are then meant; cuDNN times its
-    algorithms and keeps the fastest, as in the official code. CPU: torch gets at most as many threads
-    as there are cores to use, because one thread too many makes all others wait; where
-    OMP_NUM_THREADS is set, threads stay as they are. On Linux, freed blocks of up to 32 MiB stay with the
-    process: clearing their pages anew in each step cost a fifth of a step of the slim ResNet-18 on two cores.
-    Keeping larger blocks too would cost a fifth more memory at full width.
+    CUDA: the device becomes the current one, for streams and events; cuDNN times its algorithms and keeps
+    the fastest, as in the official code. CPU: torch gets at most as many threads as there are cores to use,
+    because one thread too many makes all others wait; where OMP_NUM_THREADS is set, threads stay as they
+    are. On Linux, freed blocks of up to 32 MiB stay with the process: clearing their pages anew in each step
+    cost a fifth of a step of the slim ResNet-18 on two cores. Keeping larger blocks too would cost a fifth
+    more memory at full width.
     """
     import torch
 
@@ -143,7 +143,7 @@ def git_state() -> dict[str, Any] | None:
 
 
 def read_error(error: OSError, path: str | os.PathLike) -> OSError:
-    """A failure of the machine to read a file, in words: file, reason, what to do; same class, same errno."""
+    """An error like `error`, same class and number, whose text names the file, the reason and a remedy."""
     remedy = REMEDIES.get(error.errno, "The file may be sound: check the disk or the network, and try again.")
     return OSError(error.errno, f"{os.fspath(path)} could not be read: {os.strerror(error.errno)}. {remedy}")
 
@@ -165,8 +165,8 @@ def peak_memory_mb(device: "torch.device") -> float:
 def write_whole(path: Path, content: bytes | memoryview, previous: Path | None = None) -> None:
     """Replace a file in one step, and return when the disk has it; the old one becomes `previous`, if given.
 
-    A reader, and whoever comes after a power cut, sees the old file or the new one. If writing fails, as on a
-    full disk, the old file stays, and what was written of the new one is removed.
+    Readers see the old file or the new one, also after a power cut. If writing fails, as on a full disk, the
+    old file stays, and what was written of the new one is removed.
     """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
@@ -199,9 +199,9 @@ def duration(seconds: float) -> str:
 
 
 def as_path(typed: str | os.PathLike) -> Path:
-    """A path as it is meant: `~` and variables expanded, without the blanks and quotes around it.
+    """A path with `~` and variables expanded, without blanks and quotes around it.
 
-    Raises ValueError for an empty path, an address, a variable that is not set, and the home of nobody.
+    Raises ValueError for an empty path, an address, a variable that is not set, and an unknown user's home.
     """
     text = os.fspath(typed).strip()
     if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
@@ -233,7 +233,7 @@ def data_folder(typed: str | os.PathLike | None = None) -> Path:
 
 
 def check_seed(seed: int) -> int:
-    """The seed, if it is a whole number from 0 to 2**32 - 1, which all generators take; else ValueError."""
+    """The seed as an int; ValueError unless it is a whole number from 0 to 2**32 - 1, as generators need."""
     allowed = f"a whole number from 0 to {LARGEST_SEED} (2**32 - 1)"
     if isinstance(seed, bool) or not isinstance(seed, Integral):
         whole = isinstance(seed, float) and seed.is_integer()

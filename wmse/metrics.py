@@ -9,13 +9,14 @@ from torch import Tensor
 
 from wmse.whitening import SingularCovarianceError, whiten
 
+VIEWS = ("the first view", "the second view")
 UNIFORMITY_ROWS = 2000  # rows whose pairs `uniformity` averages over: 2 million pairs, 32 MB
 
 
 def finite(x: Tensor, what: str = "x") -> Tensor:
     """x (n, k), if it holds neither NaN nor infinity; else ValueError, naming `what` and the first such row.
 
-    Comparisons with NaN are all false, so distances and ranks of it would look like plausible numbers.
+    All comparisons with NaN are false, so distances and ranks of NaN would look like plausible numbers.
     """
     sound = x.isfinite().flatten(1).all(1)
     if not bool(sound.all()):
@@ -25,10 +26,6 @@ def finite(x: Tensor, what: str = "x") -> Tensor:
             "measured on that: look at the image of that row, and whether the networks diverged in training."
         )
     return x
-
-
-def _finite_pair(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    return finite(first, "the first view"), finite(second, "the second view")
 
 
 def eigenvalues(x: Tensor) -> Tensor:
@@ -63,11 +60,11 @@ def embedding_std(x: Tensor) -> float:
 def cca_dimensions(first: Tensor, second: Tensor) -> float:
     """Sum of squared canonical correlations between two views' embeddings, each (n, k): 0 to k.
 
-    It counts the dimensions that the views agree on after any linear map. Like W-MSE's loss, and unlike rank
-    and standard deviation, it does not change under shifts and triangular maps of the embeddings. Unrelated
-    views score about k^2 / n.
+    It counts the dimensions that the views agree on after the best linear maps. Shifts and triangular maps of
+    the embeddings leave it as it is, as they leave W-MSE's loss; rank and standard deviation they change.
+    Unrelated views score about k^2 / n.
     """
-    a, b = map(_principal_coordinates, _finite_pair(first, second))
+    a, b = map(_principal_coordinates, map(finite, (first, second), VIEWS))
     return float((a.T @ b).square().sum())
 
 
@@ -87,16 +84,16 @@ def alignment(first: Tensor, second: Tensor) -> float:
     0 when two views of an image are embedded alike, 4 at most. Unrelated embeddings score `2 - 2 |m|^2`, with
     m the mean of the normalised rows (Wang and Isola, ICML 2020, Sec. 4.1, alpha = 2).
     """
-    a, b = (F.normalize(view.double(), dim=-1) for view in _finite_pair(first, second))
+    a, b = (F.normalize(view.double(), dim=-1) for view in map(finite, (first, second), VIEWS))
     return float((a - b).square().sum(-1).mean())
 
 
 def uniformity(x: Tensor, seed: int = 0) -> float:
     """log of the mean of `exp(-2 |a - b|^2)` over pairs of different L2-normalised rows of x (n, k).
 
-    0 when all rows point one way, lower the more evenly they cover the sphere, about -4 at the lowest (Wang
-    and Isola, ICML 2020, Sec. 4.1, t = 2). Where x has more than `UNIFORMITY_ROWS` rows, the pairs are those
-    of so many rows, drawn by `seed`. Raises ValueError for fewer than two rows, which make no pair.
+    0 when all rows point one way; lower where they cover the sphere more evenly, down to about -4 (Wang and
+    Isola, ICML 2020, Sec. 4.1, t = 2). Of x with more than `UNIFORMITY_ROWS` rows only so many are taken,
+    drawn by `seed`. ValueError for fewer than two rows, which make no pair.
     """
     if len(x) < 2:
         raise ValueError(f"uniformity needs 2 rows at least, to make a pair; got {len(x)}")
@@ -113,8 +110,8 @@ def uniformity(x: Tensor, seed: int = 0) -> float:
 def whitened(x: Tensor) -> Tensor | None:
     """Rows of x (n, k) whitened by their own mean and covariance: float32 (n, k), on x's device.
 
-    As W-MSE does in training (Cholesky factor), with all n rows as one slice. None where the result would say
-    nothing: n < 2k, or a singular covariance, as of collapsed embeddings. ValueError for NaN or infinity.
+    As W-MSE does in training (Cholesky factor), with all n rows as one slice. None where the result would be
+    noise: n < 2k, or a singular covariance, as of collapsed embeddings. ValueError for NaN or infinity.
     """
     if len(finite(x)) < 2 * x.shape[1]:
         return None

@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Iterable
 from pathlib import Path
+from textwrap import shorten
 from typing import NamedTuple
 
 import torch
@@ -141,7 +142,7 @@ class Networks(nn.Module):
 
     BYOL adds a predictor, and a target: a copy of encoder and projector whose parameters follow theirs
     (`follow`), and whose BatchNorm stays in training mode with statistics of its own, as in the official
-    code. `per_view`: the projector takes one view at a time, as BYOL's always does.
+    code. `per_view`: the projector takes one view at a time, as it does in BYOL.
     """
 
     def __init__(
@@ -179,8 +180,8 @@ class Networks(nn.Module):
 class InPrecision(nn.Module):
     """Networks computed under autocast: views (d, n, 3, h, w) in, their outputs in float32 out.
 
-    The outputs are a tuple of tensors, those of `Outputs` that there are, because a CUDA graph takes and
-    gives tensors only. `dtype` float32 means no autocast.
+    The outputs are a tuple of the tensors of `Outputs`, without None, because a CUDA graph takes and gives
+    tensors only. `dtype` float32 means no autocast.
     """
 
     def __init__(self, networks: nn.Module, dtype: torch.dtype, memory_format: torch.memory_format):
@@ -272,20 +273,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def fill(network: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
-    """Load the weights that were read from `path`; ValueError, saying what differs, if they do not fit."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    differs = [f"it lacks {name}" for name in wanted if name not in found]
-    differs += [f"{name} is not wanted" for name in found if name not in wanted]
-    differs += [
-        f"{name} has shape {found[name]}, not {wanted[name]}"
-        for name in wanted
-        if found.get(name, wanted[name]) != wanted[name]
-    ]
-    if differs:
-        some = "; ".join(differs[:3]) + (f"; and {len(differs) - 3} more differences" if differs[3:] else "")
+    """Load the weights that were read from `path`; ValueError, with what differs, if they do not fit."""
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:  # torch lists the differences below a heading
+        differences = shorten(str(error).partition("\n")[2], 400, placeholder=" ...")
         raise ValueError(
-            f"{path} does not hold the {path.stem} of this run's recipe: {some}. Was another network, or "
-            "that of another recipe, saved under this name? Copy the right one, or train the run again."
-        )
-    network.load_state_dict(weights)
+            f"{path} does not hold the {path.stem} of this run's recipe: {differences} Was another network "
+            "saved under this name, or that of another recipe? Copy the right one, or train the run again."
+        ) from None

@@ -38,9 +38,8 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
 def loss_scaler(device: torch.device, dtype: torch.dtype) -> torch.amp.GradScaler:
     """A scaler of the loss; off on a CPU.
 
-    In float16 it keeps small gradients from vanishing. In the other precisions its factor begins at 1 and
-    never grows, and it does the other half of its work alone: a step whose gradients are not finite changes
-    no weight and no moment, and the host need not know.
+    In float16 it keeps small gradients from vanishing. In the other precisions its factor stays 1. In all of
+    them a step whose gradients are not finite changes no weight and no moment, and the host does not wait.
     """
     factor = {} if dtype == torch.float16 else {"init_scale": 1.0, "growth_interval": 2**31 - 1}
     return torch.amp.GradScaler(device.type, enabled=device.type == "cuda", **factor)
@@ -54,26 +53,23 @@ CONVOLUTIONS = (_CUDNN.conv,) if _NEW_SETTINGS else (_CUDNN,)
 
 
 def float32_products(device: torch.device) -> AbstractContextManager:
-    """A context in which float32 matrix products are of float32: neither autocast nor TF32 shortens them.
+    """A context in which matrix products of float32 are computed in float32: autocast and TF32 are off.
 
     It costs nothing where both are off already. While code is compiled, only autocast is turned off.
     """
-    plain = torch.compiler.is_compiling() or all(
-        getattr(owner, _SETTING) in ("none", _IEEE) for owner in PRODUCTS
-    )
-    if plain and not torch.is_autocast_enabled(device.type):
-        return nullcontext()
-    if plain:
-        return torch.autocast(device.type, enabled=False)
-    return float32_arithmetic(device)
+    if not torch.compiler.is_compiling():
+        if any(getattr(owner, _SETTING) not in ("none", _IEEE) for owner in PRODUCTS):
+            return float32_arithmetic(device)
+    autocast = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if autocast else nullcontext()
 
 
 @contextmanager
 def float32_arithmetic(device: torch.device | str) -> Iterator[None]:
     """Turn autocast and TF32 off inside, for matrix products and convolutions, and restore both afterwards.
 
-    It reads and sets torch's newer `fp32_precision` where there is one. Whatever turned TF32 on is restored:
-    that setting, `allow_tf32` or `torch.set_float32_matmul_precision`.
+    It sets torch's newer `fp32_precision` where there is one, and restores what turned TF32 on: that setting,
+    `allow_tf32` or `torch.set_float32_matmul_precision`.
     """
     owners = (*PRODUCTS, *CONVOLUTIONS)
     before = [getattr(owner, _SETTING) for owner in owners]
@@ -109,13 +105,13 @@ MAX_REFUSED = 5  # steps in a row without an update, after which a run on a GPU 
 
 
 class Checks:
-    """Checks that do not make the host wait: a run on a GPU has one, which it enters in every step.
+    """Checks that are deferred so that the host does not wait for a GPU; a run enters them in every step.
 
-    Inside `with checks:` `require` raises nothing. It ANDs its flags, in place, into a tensor on the device
-    that belongs to this check alone; checks are told apart by their order in a step. `count` counts the steps
-    that were refused. `look` reads both, where the host waits anyway.
+    Inside `with checks:` `require` raises nothing. It ANDs its flags in place into a tensor on the device,
+    one tensor for each check; checks are told apart by their order in a step. `count` counts the steps that
+    were refused. `look` reads both, where the host waits anyway.
 
-    deferred: False makes entering it do nothing, so that `require` raises at once.
+    deferred: False lets `require` raise at once, as it does outside.
     """
 
     def __init__(self, deferred: bool = True):
@@ -135,7 +131,7 @@ class Checks:
         _active.reset(self._token)
 
     def note(self, ok: Tensor, explain: Callable[[Tensor], Exception]) -> None:
-        """AND the flags of this step's next check into those of the steps before."""
+        """AND the flags of this step's next check into its flags of earlier steps."""
         if self._next == len(self._flags):
             self._flags.append(torch.ones_like(ok))
             self._explain.append(explain)
@@ -166,8 +162,8 @@ class Checks:
     def look(self) -> None:
         """Raise for the first check that failed since the last look.
 
-        Where steps are counted, only if `MAX_REFUSED` of them in a row were refused: fewer are let pass. The
-        host waits for the device: call it where it does so anyway, and before anything is saved.
+        Where steps are counted, fewer than `MAX_REFUSED` refused steps in a row raise nothing. The host waits
+        for the device: call this where the host waits anyway, and before anything is saved.
         """
         stop = True
         if self.counts is not None:
@@ -183,11 +179,11 @@ _active: ContextVar[Checks | None] = ContextVar("checks", default=None)
 
 
 def require(ok: Tensor, explain: Callable[[Tensor], Exception]) -> None:
-    """Raise `explain(ok)` unless every element of `ok` is true: now, or inside `with checks:` at its look.
+    """Raise `explain(ok)` unless every element of `ok` is true: at once, or inside `with checks:` at `look`.
 
     Args:
         ok: bool tensor of any shape and device. On CUDA the host waits for it, unless checks are deferred.
-        explain: builds the exception from the flags; it is called only on failure, so it may be slow.
+        explain: builds the exception from the flags. It is called only on failure, so it may be slow.
     """
     if checks := _active.get():
         checks.note(ok, explain)
@@ -199,16 +195,16 @@ def require(ok: Tensor, explain: Callable[[Tensor], Exception]) -> None:
 
 def all_finite(x: Tensor) -> Tensor:
     """A bool scalar on the device of `x`: no element is NaN or infinite."""
-    return x.detach().abs().amax() < math.inf  # NaN is not; fewer launches than with isfinite
+    return x.detach().abs().amax() < math.inf  # false for NaN; fewer launches than with isfinite
 
 
 def deferred() -> bool:
-    """Whether `require` defers: then what it is told must not depend on a single step's values."""
+    """Whether `require` defers. Its `explain` must then not hold on to the values of one step."""
     return _active.get() is not None
 
 
 def refuse_second_derivative(name: str) -> None:
-    """RuntimeError if autograd records a closed-form backward, whose own derivative it would get wrong."""
+    """RuntimeError where autograd records a backward pass in closed form: its derivative would be wrong."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError(f"{name} has no second derivative: call autograd without create_graph=True")
 

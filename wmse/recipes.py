@@ -184,8 +184,9 @@ DATASET_RECIPES = {
     "folder": Recipe(
         dataset="folder", batch_size=256, epochs=200, warmup_steps=100, views=ViewSettings(size=32)
     ),
-    # A handwritten digit has a right way round, so its views are not flipped. A fifth of it is no digit, so
-    # crops keep more. Its colour says nothing about its class, so views often lose it and take any hue.
+    # A mirrored digit is another sign, so views are not flipped. A crop of a fifth of the area seldom shows
+    # which digit it is, so crops are larger. Colour says nothing about the class, so views often lose it and
+    # take any hue.
     "digits": Recipe(
         dataset="digits",
         encoder="small",

@@ -152,8 +152,7 @@ class Record(pydantic.BaseModel):
     @property
     def identity(self) -> dict[str, Any]:
         """What must be the same to resume the run: see `identify`."""
-        images = {split: (number, self.images_sha256.get(split)) for split, number in self.images.items()}
-        return identify(self.recipe, self.limit, self.scored_on, images)
+        return identify(self.recipe, self.limit, self.scored_on, self.images, self.images_sha256)
 
     @property
     def changes_label(self) -> str:
@@ -171,7 +170,7 @@ class Record(pydantic.BaseModel):
 
     @property
     def breakdown(self) -> str:
-        """The error, if the run's own numbers ended it: an outcome, which would come again. Else empty."""
+        """The error of a run that its own numbers ended, and would end again; empty for other runs."""
         return self.error if self.status == "failed" and self.error.split(":")[0] in BREAKDOWNS else ""
 
 
@@ -188,7 +187,7 @@ def _flat(recipe: Recipe) -> dict[str, Any]:
 
 
 def parse_record(text: str | bytes, where: str | Path = "the record") -> Record:
-    """The record in a JSON text; BrokenRecordError, which begins with `where`, unless all of it is sound."""
+    """The record in a JSON text. BrokenRecordError, which begins with `where`, if any value is bad."""
     try:
         return Record.model_validate_json(text)
     except pydantic.ValidationError as error:
@@ -221,12 +220,17 @@ def start_record(name: str, recipe: Recipe, device: "torch.device", **known: Any
     return Record(name=name, status="running", recipe=recipe, seed=recipe.seed, started=now(), **known)
 
 
-def identify(recipe: Recipe, limit: int | None, scored_on: str, images: Mapping = NO_CHANGES) -> dict:
-    """What is the same to resume, flat, as in JSON: settings; by split, images (number, SHA-256 or None)."""
+def identify(
+    recipe: Recipe,
+    limit: int | None,
+    scored_on: str,
+    images: Mapping[str, int] = NO_CHANGES,
+    images_sha256: Mapping[str, str] = NO_CHANGES,
+) -> dict[str, Any]:
+    """What must be the same to resume a run, as JSON has it: settings and images, both as in a record."""
     identity = plain(asdict(recipe) | {"limit": limit, "scored_on": scored_on})
-    for split, (number, digest) in images.items():
-        identity |= {f"images in {split}": number} | ({f"SHA-256 of {split}": digest} if digest else {})
-    return identity
+    identity |= {f"images in {split}": number for split, number in images.items()}
+    return identity | {f"SHA-256 of {split}": digest for split, digest in images_sha256.items()}
 
 
 def write_record(folder: Path, record: Record) -> None:
@@ -275,17 +279,17 @@ def by_seed(
 
 
 def results_folder() -> Path:
-    """The folder of the records that the book counts on, relative to the working directory.
+    """The folder of the records that the book shows, relative to the working directory.
 
     That is $WMSE_RESULTS (NotADirectoryError if it is no folder); else `results` in the checkout that holds
     this package; else the nearest in the working directory or above it. Where there is none, a sentence says
-    so, and no records are read in the folder named.
+    so, and the path returned holds no records.
     """
     chosen = os.environ.get("WMSE_RESULTS")
     if chosen and not as_path(chosen).is_dir():
         raise NotADirectoryError(f"$WMSE_RESULTS is {chosen!r}, which is no folder: correct it, or unset it")
     checkout = Path(__file__).resolve().parents[1]
-    # An installed package lies beside others, and a `results` among those is not ours.
+    # Beside an installed package lie other packages, and a `results` among them is not the book's.
     roots = [checkout] * (checkout / "pyproject.toml").is_file() + [Path.cwd(), *Path.cwd().parents]
     for folder in [as_path(chosen)] if chosen else [root / "results" for root in roots]:
         if folder.is_dir():
@@ -298,7 +302,7 @@ def results_folder() -> Path:
 
 
 def held(folder: Path) -> list[str]:
-    """Names in a folder that a run would write, or write over; none if there is no such folder."""
+    """The names in a folder that a run writes, NAME.tmp included; none if there is no such folder."""
     try:
         present = set(os.listdir(folder))
     except FileNotFoundError:

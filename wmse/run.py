@@ -1,4 +1,4 @@
-"""A run while it trains: networks, optimiser, random generators and schedule; its steps and checkpoints."""
+"""A run while it trains: networks, optimiser, random generators and schedule; its steps, epochs and state."""
 
 import inspect
 import math
@@ -53,6 +53,7 @@ class Run:
         if recipe.sync_batchnorm and distributed.size() > 1:
             built = nn.SyncBatchNorm.convert_sync_batchnorm(built)
         self.networks: Networks = built.to(self.device, memory_format=self.memory_format)
+        self.encoder, self.projector = self.networks.encoder, self.networks.projector
         trained = [parameter for parameter in built.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.Adam(
             trained or [torch.zeros(0)],  # raw pixels have no parameter, and Adam refuses an empty list
@@ -77,14 +78,6 @@ class Run:
         self.started = ""  # the time, as in a record
         self._graph: tuple[torch.Size, nn.Module] | None = None  # of the networks, for views of this shape
 
-    @property
-    def encoder(self) -> nn.Module:
-        return self.networks.encoder
-
-    @property
-    def projector(self) -> nn.Module:
-        return self.networks.projector
-
     @cached_property
     def model(self) -> nn.Module:
         """The networks in training mode, wrapped for several processes and compiled as the recipe asks.
@@ -107,8 +100,8 @@ class Run:
     def replays(self) -> bool:
         """Whether the networks, BYOL's target included, are replayed as CUDA graphs.
 
-        Only in a single process: DDP exchanges gradients in hooks, which a graph leaves out. Not at 224 px,
-        where the device is busy anyway, and the threads that load images may not pin memory during a capture.
+        In a single process only, because DDP exchanges gradients in hooks, which a graph leaves out. At
+        224 px a graph would gain nothing, and the threads that load images pin memory, which a capture forbids.
         """
         recipe = self.recipe
         one_gpu = self.device.type == "cuda" and distributed.size() == 1
@@ -118,8 +111,8 @@ class Run:
         """Take the steps that remain of this epoch, and yield each one's loss and embeddings as `step` does.
 
         An epoch begins by drawing the order of the training images, the same in all processes. A run resumed
-        in mid-epoch goes on with the order, the views and the sum of losses that it had. Raises ValueError
-        for images that make another number of batches than the run began with, or none.
+        in mid-epoch goes on with the order, the views and the sum of losses that it had. ValueError for
+        images that make another number of batches than the run was made for, or none.
         """
         recipe = self.recipe
         if not 0 < len(images) // recipe.batch_size == self.steps_per_epoch:
@@ -149,8 +142,8 @@ class Run:
         """One optimiser step on this process's part of a batch; its loss, and embeddings (d, n, k) float32.
 
         Both are detached and on the device. DivergenceError and SingularCovarianceError are raised at once on
-        a CPU. On CUDA nothing here makes the host wait: a step whose loss is not finite leaves the weights as
-        they are and is counted in `checks`, whose `look` raises if several in a row were skipped.
+        a CPU. On CUDA the host does not wait: a step whose loss is not finite leaves the weights as they are
+        and is counted in `checks`, whose `look` raises them if several steps in a row were skipped.
 
         views: (d, n, 3, h, w) float32, normalised, on the device.
         labels: (n,) int64, on the device; only supervised training uses them.
@@ -163,7 +156,7 @@ class Run:
         return loss.detach(), outputs.embeddings.detach()
 
     def loss(self, outputs: Outputs, labels: Tensor) -> Tensor:
-        """The loss of the model's outputs for a batch, checked, and on CUDA counted."""
+        """The loss of the model's outputs for a batch, with its checks."""
         embeddings = outputs.embeddings
         with self.checks:
             require(all_finite(embeddings), lambda _: self.diverged("the embeddings hold NaN or infinity"))

@@ -25,7 +25,7 @@ Images = ImageSet | StreamedSet
 Sets = dict[str, Images]  # by split
 CHECKPOINT_SECONDS = 30.0  # between checkpoints
 REPORT_SECONDS = 30.0  # between lines of progress where the output is no terminal
-ROOM_SECONDS = 20.0  # a failed run waits so long for room on a full disk, to say so in its record
+ROOM_SECONDS = 20.0  # for which a failed run waits for room on a full disk, to write its record
 
 
 def train(
@@ -55,18 +55,18 @@ def train(
         device: "cpu", "cuda", ...; None means CUDA if there is any.
         resume: go on from the newest whole checkpoint in `out`, or from the beginning if there is none. A
             finished run stays as it is. On the CPU, with the same number of threads, a resumed run ends with
-            the same weights as an undisturbed one. Of a run whose record is broken the checkpoint is enough.
+            the same weights as an undisturbed one. A checkpoint is enough where the record is broken.
         limit: use only the first `limit` images of each split, for trials.
         validate: learn from nine tenths of the training images and score on the others, to choose settings
             (`wmse.data.load_validation`). Test images are not loaded.
         command: the command line, for the record.
-        restart: begin anew in `out`, and set aside what a run has left there under other names.
+        restart: begin anew in `out`, and give other names to what a run has left there.
 
     Raises:
         ValueError: an unknown name, or sizes that do not fit; raised before anything is written. Also, to
             resume, checkpoints of which none is whole.
         FileExistsError: another run owns `out`; or `out` holds a file that a run would write over, and
-            `resume` is false, or the file is of a run with other settings or images, or of none.
+            `resume` is false, or the file is not of a run with these settings and images.
         DivergenceError, SingularCovarianceError: training cannot go on. The record says so, and the last
             good checkpoint is kept.
         KeyboardInterrupt, SystemExit: on SIGINT or SIGTERM; in training after the current step and a
@@ -166,7 +166,7 @@ def _at_most(limit: int | None, images: Images) -> Images:
 def _train_and_record(
     run: Run, sets: Sets, out: Path, record: Record, stop: distributed.StopRequests
 ) -> None:
-    """Rank 0's work: train, evaluate, and keep the record up to date, whatever ends the run."""
+    """Train, evaluate, and write the record, whatever ends the run: the work of rank 0."""
     records.write_record(out, record)  # first: it tells whose files the others are
     _write_rows(run, out)
     try:
@@ -195,7 +195,7 @@ def _train_and_record(
 
 
 def _spectra(run: Run, test_features: Tensor) -> dict[str, Any]:
-    """Spectra for figures; none if they fail, because the scores must not be lost with them."""
+    """Spectra for figures; empty if they cannot be computed, so that the scores are recorded all the same."""
     try:
         return spectra(test_features, project(run.projector, test_features))
     except Exception as error:
@@ -212,7 +212,7 @@ def _write_rows(run: Run, out: Path) -> None:
 
 
 def _write_when_there_is_room(out: Path, record: Record) -> None:
-    """Write the record of a run that has not finished; on a full disk wait for room, but not for ever."""
+    """Write the record of a run that has not finished; on a full disk wait `ROOM_SECONDS` for room."""
     deadline = time.monotonic() + ROOM_SECONDS
     while True:
         try:
@@ -226,7 +226,7 @@ def _write_when_there_is_room(out: Path, record: Record) -> None:
 
 
 def _close_record(record: Record, run: Run) -> None:
-    """Note in the record what is known of a run that has ended, whether finished or not."""
+    """Fill in what is known of a run when it ends, finished or not."""
     views = run.steps_taken * run.recipe.batch_size * run.recipe.positives
     record.skipped_steps, _ = run.checks.refused
     record.finished, record.steps, record.train_seconds = records.now(), run.steps_taken, run.seconds
@@ -237,7 +237,7 @@ def _close_record(record: Record, run: Run) -> None:
 def evaluate_run(
     folder: str | Path, data: str | Path | None = None, device: str | None = None
 ) -> dict[str, float]:
-    """The metrics of a run's saved networks, computed again on the images of its record, which stays."""
+    """The metrics of a run's saved networks, computed again; its record stays as it is."""
     folder, where = machine.as_path(folder), distributed.choose_device(device)
     machine.configure_process(where)
     record = records.read_record(folder)

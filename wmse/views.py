@@ -2,14 +2,14 @@
 
 Colour jitter, grayscale, random resized crop, horizontal flip, normalisation: the protocol of the official
 code, in its order. `draw_parameters` draws every random number, `apply_views` is a pure function of images
-and parameters, `make_views` does both. Every choice between operations is arithmetic: nothing here waits for
-the device, and `torch.compile` sees one graph.
+and parameters, `make_views` does both. Choices between operations are made by arithmetic, so that the host
+does not wait for the device, and `torch.compile` sees one graph.
 """
 
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +24,7 @@ PAPER_VIEWS = ViewSettings()  # the paper's settings for CIFAR
 Triple = tuple[float, float, float]  # a value per channel, in units of [0, 1]
 
 
-@dataclass
-class ViewParameters:
+class ViewParameters(NamedTuple):
     """The random numbers behind m views: tensors on one device, a row per view."""
 
     brightness: Tensor  # float32 (m,), factor; 1 where a view is not jittered
@@ -39,7 +38,7 @@ class ViewParameters:
 
     def split(self, rows: int) -> list["ViewParameters"]:
         """The same parameters in pieces of `rows` views; the last may be shorter."""
-        columns = [getattr(self, field.name).split(rows) for field in fields(self)]
+        columns = (column.split(rows) for column in self)
         return [ViewParameters(*piece) for piece in zip(*columns, strict=True)]
 
 
@@ -53,9 +52,9 @@ def draw_parameters(
 ) -> ViewParameters:
     """Draw the parameters of `count` views of images of `height` x `width` pixels as torchvision would.
 
-    The numbers come from `generator` on its own device (without one: the global one of `device`) and move to
-    `device`, so a CPU generator gives the same views everywhere. ValueError if a count or size is below 1,
-    and for settings that blur, which only `wmse.data.streaming` does.
+    The numbers come from `generator` (default: the global one of `device`) and move to `device`, so a CPU
+    generator gives the same views everywhere. ValueError if a count or size is below 1, and for settings that
+    blur, which only `wmse.data.streaming` does.
     """
     _check_settings(count, height, width, settings)
     return _parameters(_uniform(count, generator, device), height, width, settings)
@@ -92,8 +91,8 @@ def apply_views(
 
     `parameters`: m rows, drawn for this h and w. `mean`, `std`: in units of [0, 1]. `size` None keeps h, w.
     Colours change as in torchvision's float kernels, and the crop is resized by Pillow's bicubic filter,
-    along rows first, without its rounding to whole levels. A pure function, free of host syncs, in float32
-    whatever autocast says. ValueError for other dtypes, shapes or numbers of rows, and for std <= 0.
+    along rows first, without its rounding to whole levels; all in float32, also under autocast. ValueError
+    for other dtypes, shapes or numbers of rows, and for std <= 0.
     """
     _check_images(images)
     if len(parameters.flip) != len(images):
@@ -119,12 +118,11 @@ def make_views(
 ) -> Tensor:
     """d random views of each image: uint8 (n, 3, h, w) in, float32 (d, n, 3, h, w) out (or `settings.size`).
 
-    The positives of image i are `views[:, i]`. The same generator state gives the same views. Raises
-    ValueError for d < 1, for images that are not uint8 (n, 3, h, w) and for settings that blur. More in
-    `apply_views`.
+    The positives of image i are `views[:, i]`. The same generator state gives the same views. ValueError as
+    in `draw_parameters` and `apply_views`, and for d < 1.
 
     compiled: compile all but the drawing of random numbers with `torch.compile`, once for each shape. On a
-    GPU that makes a dozen launches of 250; values differ by rounding.
+    GPU a dozen launches take the place of 250; values differ by rounding.
     """
     _check_images(images)
     if d < 1:
@@ -201,15 +199,15 @@ def _view(images: Tensor, parameters: ViewParameters, mean: Triple, std: Triple,
 def normalize_(x: Tensor, mean: Triple, std: Triple) -> Tensor:
     """(x - mean) / std for each channel of x float (..., 3, h, w), in place."""
     for channel, centre, spread in zip(x.unbind(-3), mean, std, strict=True):
-        channel.sub_(centre).div_(spread)  # plain numbers: a tensor of them would be a copy from the host
+        channel.sub_(centre).div_(spread)  # by plain numbers, because a tensor would be copied from the host
     return x
 
 
 def _jitter(x: Tensor, parameters: ViewParameters) -> Tensor:
     """Colour jitter of x float32 (m, 3, h, w) in [0, 1], the operations in each view's own order.
 
-    Brightness, contrast and saturation are one operation, a blend. Hue may come before, between or after
-    them. So three blends are computed before it and three after it, and a blend on the wrong side of it has
+    Brightness, contrast and saturation are one operation, a blend, and hue may come before, between or after
+    them. So three blends are computed before hue and three after it; a blend on the wrong side of hue has
     factor 1, which changes nothing.
     """
     blends = (parameters.brightness, parameters.contrast, parameters.saturation)

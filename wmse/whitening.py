@@ -46,8 +46,8 @@ def whiten(
         SingularCovarianceError: a covariance that cannot be factorised to working precision.
 
     The host looks at the values at once, and so waits for a GPU. Inside `with wmse.numerics.Checks():` it
-    does not: a refused slice is NaN, and the error comes when `look` is called. "zca" and "pca" wait for a
-    GPU in any case, because the eigenvalue solver (eigh) does.
+    does not wait: a refused slice is NaN, and `look` raises the error. "zca" and "pca" wait for a GPU in any
+    case, because the eigenvalue solver (eigh) does.
     """
     _check_arguments(x, method, eps, steps)
     x = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -74,7 +74,7 @@ def _cholesky(centred: Tensor, eps: float) -> _Factorisation:
     factor, info = torch.linalg.cholesky_ex(covariance)
     inverse = _triangular_inverse(factor)
     # 1 / ((Sigma^-1)_jj Sigma_jj) is the fraction of dimension j's variance that the other dimensions do not
-    # explain. Below about k times the machine's epsilon it is rounding noise, and so is W: it was below
+    # explain. Below about k times the machine's epsilon this fraction and W are rounding noise: it was below
     # 1.2 k eps for each of 12,772 singular slices that factorised all the same. (L_jj^2 / Sigma_jj, the
     # fraction that the dimensions before j do not explain, is cheaper but passed 2.7% of them at 100 k eps.)
     inflation = (inverse.square().sum(-2) * covariance.diagonal(dim1=-2, dim2=-1)).amax(-1)
@@ -113,8 +113,8 @@ def _qr(centred: Tensor, eps: float) -> _Factorisation:
         centred = torch.cat([math.sqrt(1 - eps) * centred, ridge], dim=-2)
     q, r = torch.linalg.qr(centred)
     inverse = torch.linalg.solve_triangular(r, identity, upper=True)
-    # The fraction of each column that *all* the others do not explain, as a length. It is not squared, so it
-    # may be far smaller than Cholesky's. R_jj, which only knows the columns before j, can hide a dependence.
+    # The fraction of each column that *all* the others do not explain, as a length; Cholesky's fraction is its
+    # square. R_jj compares column j with those before it only, and can hide a dependence.
     lengths = torch.linalg.vector_norm(inverse, dim=-1) * torch.linalg.vector_norm(r, dim=-2)
     unexplained, tolerance = 1 / lengths.amax(-1), 10 * k * torch.finfo(r.dtype).eps
     signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(r.dtype)
@@ -139,7 +139,7 @@ def _pca(centred: Tensor, eps: float) -> _Factorisation:
 def _zca(centred: Tensor, eps: float) -> _Factorisation:
     values, vectors, unexplained, tolerance = _eigen(centred, eps)
     matrix = ((vectors * values.rsqrt()[..., None, :]) @ vectors.mT).to(centred)
-    # No difference of eigenvalues anywhere: Sigma^-1/2 is smooth where they coincide, and so are its weights.
+    # No eigenvalues are subtracted: Sigma^-1/2 is smooth where eigenvalues coincide, and so are the weights.
     roots = values.sqrt()
     weights = (roots[..., None, :] / (roots[..., None, :] + roots[..., None])).to(centred)
     return _Factorisation(matrix, unexplained, tolerance, basis=vectors.to(centred), weights=weights)
@@ -159,7 +159,7 @@ def _eigen(centred: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, float]:
     values, vectors = values.flip(-1), vectors.flip(-1)
     lengths = values.clamp_min(0).sqrt()
     unexplained = torch.where(sound, lengths[..., -1] / lengths[..., 0], 0.0)
-    # These are lengths, as for QR; but from a covariance, even of doubles, only known to the root of epsilon.
+    # These are lengths, as for QR. From a covariance of doubles they are known to the root of epsilon only.
     rounding, of_doubles = (k * torch.finfo(dtype).eps for dtype in (centred.dtype, torch.float64))
     tolerance = max(10 * rounding, math.sqrt(20 * of_doubles))
     return values.clamp_min(torch.finfo(values.dtype).tiny), vectors, unexplained.to(centred), tolerance
@@ -235,9 +235,9 @@ def _adjoint(m: Tensor, basis: Tensor | None, weights: Tensor | None) -> Tensor:
 def _newton_schulz(x: Tensor, eps: float, steps: int, centre: bool) -> Tensor:
     """Whitening by P <- (3 P - P^3 S) / 2 from P = I, with S = Sigma / tr Sigma: P approaches S^-1/2.
 
-    In the coupled form, which carries P S along: in it rounding errors die out, while the form above lets
-    them grow once P has converged (Higham, Functions of Matrices, 2008, Sec. 6.4). Autograd differentiates
-    the steps themselves.
+    This is the coupled form, which carries P S along: in it rounding errors die out, while the form above
+    lets them grow once P has converged (Higham, Functions of Matrices, 2008, Sec. 6.4). Autograd
+    differentiates the steps.
     """
     centred = x - x.mean(-2, keepdim=True) if centre else x
     covariance = _covariance(centred, eps)
@@ -248,7 +248,7 @@ def _newton_schulz(x: Tensor, eps: float, steps: int, centre: bool) -> Tensor:
         step = 1.5 * identity - 0.5 * inverse_root @ product
         product, inverse_root = product @ step, step @ inverse_root
     matrix = inverse_root * trace.rsqrt()[..., None, None]
-    with torch.no_grad():  # nothing is factorised, so only a slice without any spread is refused
+    with torch.no_grad():  # nothing is factorised: a slice is refused only if it has no spread at all
         factorisation = _Factorisation(matrix, (trace > 0).to(trace), tolerance=0.5)
         mask = _mask(factorisation, centred, x, "newton-schulz", centre)
     return centred @ matrix.mT * mask
@@ -287,8 +287,8 @@ def _mask(factorisation: _Factorisation, centred: Tensor, x: Tensor, method: str
     """`check_slices` of a factorisation, (..., 1, 1); where `centre`, of the whitened mean too."""
     unexplained = factorisation.unexplained
     if centre:
-        # Where a dimension is constant and its mean was rounded, the residue has a variance, and would be
-        # whitened to 1. So whatever rounding left of the mean must be small beside the spread.
+        # A constant dimension minus its rounded mean leaves a residue, whose variance would be whitened to 1.
+        # So the mean that rounding left must be small beside the spread.
         offset = (centred.mean(-2, keepdim=True) @ factorisation.matrix.mT).abs().amax((-1, -2))
         unexplained = torch.where(offset < MAX_OFFSET, unexplained, 0.0)
     return check_slices(unexplained, x, factorisation.tolerance, method)[..., None, None]
@@ -310,7 +310,7 @@ def check_slices(unexplained: Tensor, x: Tensor, tolerance: float, method: str) 
 
 @torch.library.custom_op("wmse::check_slices", mutates_args=())
 def _compiled_check(unexplained: Tensor, x: Tensor, tolerance: float, method: str) -> Tensor:
-    """`check_slices` as one opaque node, so that a compiled graph keeps the check without a break."""
+    """`check_slices` as one node of a compiled graph, which keeps the check without a graph break."""
     return check_slices(unexplained, x, tolerance, method)
 
 

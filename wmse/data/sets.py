@@ -77,7 +77,7 @@ class ImageSet:
         return self if index.all() else self.take(index.nonzero()[:, 0])
 
     def fingerprint(self) -> str:
-        """SHA-256 of all pixels, labels and class names: another set has another."""
+        """SHA-256 of all pixels, labels and class names."""
         digest = hashlib.sha256(repr((tuple(self.images.shape), self.classes)).encode())
         for part in (*self.images.split(4096), self.labels):
             digest.update(part.cpu().contiguous().numpy())
@@ -103,7 +103,7 @@ def load(
 ) -> ImageSet | StreamedSet:
     """One split of a data set.
 
-    The encoder learns from "train". Classifiers are trained on "probe" and tested on "test". The probe and
+    The encoder learns from "train"; classifiers learn from "probe" and are tested on "test". The probe and
     train splits are the same images, except in STL-10, whose train split has larger images, and 100,000 more
     without labels.
 
@@ -165,10 +165,9 @@ def view_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Random views and labels, batch by batch, of one epoch.
 
-    An incomplete last batch is dropped. The two kinds of set take their random numbers differently. Views of
-    images in memory are drawn from `generator` when their batch is requested, so the generator's state at
-    that moment determines them. Streamed views are made ahead of time, and are determined by `seed` and the
-    index of the image.
+    An incomplete last batch is dropped. Views of images in memory are drawn from `generator` when their batch
+    is requested, so the generator's state at that moment determines them. Streamed views are made ahead of
+    time, and are determined by `seed` and the index of the image.
 
     Args:
         order: int64 (m,), indices of images in the order of the epoch.

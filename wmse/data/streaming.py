@@ -66,8 +66,10 @@ class StreamedSet:
         return self.take((self.labels >= 0).nonzero()[:, 0])
 
     def fingerprint(self) -> str:
-        """SHA-256 of the paths from the folder of their class, the labels and class names, not of the pixels:
-        another list of images has another, and the same list in another place the same."""
+        """SHA-256 of the labels, the class names and the paths from the folder of a class on; no pixel is read.
+
+        The same list of images has the same digest in another place.
+        """
         names = [Path(path).parts[-2:] for path in self.paths]
         return hashlib.sha256(repr((names, self.labels.tolist(), self.classes)).encode()).hexdigest()
 
@@ -167,12 +169,12 @@ def _stream(
 
 
 def _next(made: Iterator[Tensor | Exception]) -> Tensor:
-    """The next piece. Raises what a worker met, and ChildProcessError if a worker died."""
+    """The next piece. Raises the error of a worker, and ChildProcessError if a worker died."""
     try:
         piece = next(made)
     except RuntimeError as error:
         dead = any(words in str(error) for words in ("DataLoader worker (", "ancdata", "open files"))
-        if not dead or str(error).startswith("Caught"):  # then it is a mistake in our code
+        if not dead or str(error).startswith("Caught"):  # a mistake in this module, which must be seen
             raise
         raise ChildProcessError(
             f"a process that reads images ended: {error} The machine may lack memory, shared memory "
