@@ -10,14 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wmse.numerics import (
-    at_least_float32,
-    check_channel_sizes,
-    check_pairs,
-    check_sizes,
-    refuse_second_derivative,
-    require,
-)
+from wmse import numerics
+from wmse.numerics import at_least_float32
 from wmse.whitening import WHITENING, SingularCovarianceError, whiten
 
 STANDARDIZE = "standardize"
@@ -55,7 +49,7 @@ def w_mse_loss(
         SingularCovarianceError: as in `whiten`; the slice is named as (view, iteration, slice).
     """
     d, n, k = _shape(embeddings)
-    check_sizes(d, n, k, slice_size, iterations)
+    numerics.check_sizes(d, n, k, slice_size, iterations)
     slices = _slices(embeddings, slice_size, iterations, generator)
     if whitening == STANDARDIZE:
         if eps:
@@ -75,7 +69,7 @@ def standardize(x: Tensor) -> Tensor:
     deviations = (centred.square().sum(-2, keepdim=True) / (x.shape[-2] - 1)).sqrt()
     # The mean of a constant dimension is rounded, and what is left of the constant must not be scaled up.
     ok = deviations > 10 * torch.finfo(x.dtype).eps * x.detach().abs().amax(-2, keepdim=True)
-    require(
+    numerics.require(
         ok,
         lambda flags: SingularCovarianceError(
             f"{int((~flags).sum())} of {flags.numel()} dimensions of slices are constant, or hold NaN or "
@@ -141,7 +135,7 @@ class _SumOfCosines(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
-        refuse_second_derivative("the cosine distance")
+        numerics.refuse_second_derivative("the cosine distance")
         unit, scale, total = ctx.saved_tensors
         along = (unit * total).sum(-1, keepdim=True)
         return torch.addcmul(total, unit, along, value=-1).mul_(2 * grad * scale)
@@ -251,7 +245,7 @@ def cw_rgp_loss(
     k / groups; half as many are advised. All else, and the errors raised, are as in `w_mse_loss`.
     """
     d, n, k = _shape(embeddings)
-    check_channel_sizes(d, n, k, slice_size, groups, iterations)
+    numerics.check_channel_sizes(d, n, k, slice_size, groups, iterations)
     slices = _slices(embeddings, slice_size, iterations, generator)
     slices = slices - slices.mean(-1, keepdim=True)
     source = generator.device if generator is not None else slices.device
@@ -325,7 +319,7 @@ def _shape(embeddings: Tensor, images: int = 0) -> tuple[int, int, int]:
     shape = tuple(embeddings.shape)
     if len(shape) != 3:
         raise ValueError(f"embeddings must be (d, n, k): d views of n images; got shape {shape}")
-    check_pairs(shape[0])
+    numerics.check_pairs(shape[0])
     if images and (shape[1] < images or not shape[2]):
         raise ValueError(
             f"embeddings of shape {shape}: at least {images} image(s) and 1 dimension are needed"

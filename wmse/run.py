@@ -100,8 +100,8 @@ class Run:
     def replays(self) -> bool:
         """Whether the networks, BYOL's target included, are replayed as CUDA graphs.
 
-        In a single process only, because DDP exchanges gradients in hooks, which a graph leaves out. At
-        224 px a graph would gain nothing, and the threads that load images pin memory, which a capture forbids.
+        In one process only, because DDP exchanges gradients in hooks, which a graph leaves out. At 224 px a
+        graph would gain nothing, and the threads that load images pin memory, which a capture forbids.
         """
         recipe = self.recipe
         one_gpu = self.device.type == "cuda" and distributed.size() == 1

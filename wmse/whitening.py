@@ -113,8 +113,8 @@ def _qr(centred: Tensor, eps: float) -> _Factorisation:
         centred = torch.cat([math.sqrt(1 - eps) * centred, ridge], dim=-2)
     q, r = torch.linalg.qr(centred)
     inverse = torch.linalg.solve_triangular(r, identity, upper=True)
-    # The fraction of each column that *all* the others do not explain, as a length; Cholesky's fraction is its
-    # square. R_jj compares column j with those before it only, and can hide a dependence.
+    # The length of what *all* other columns leave unexplained of each column, as a fraction of the column's;
+    # Cholesky's fraction is its square. R_jj sees the columns before j only, and can hide a dependence.
     lengths = torch.linalg.vector_norm(inverse, dim=-1) * torch.linalg.vector_norm(r, dim=-2)
     unexplained, tolerance = 1 / lengths.amax(-1), 10 * k * torch.finfo(r.dtype).eps
     signs = torch.where(r.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(r.dtype)
