@@ -24,7 +24,6 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from pydantic_core import PydanticCustomError
 
 from wmse import machine
-from wmse.machine import as_path
 from wmse.recipes import RECIPES, Recipe, ViewSettings
 
 if TYPE_CHECKING:
@@ -139,12 +138,9 @@ class Record(pydantic.BaseModel):
         """
         if self.name not in RECIPES:
             raise ValueError(f"{self.name!r} is not the name of a recipe")
-        named, own = _flat(RECIPES[self.name]), _flat(self.recipe)
+        named = _flat(RECIPES[self.name]) | {"limit": None, "scored_on": "test"}
+        own = _flat(self.recipe) | {"limit": self.limit, "scored_on": self.scored_on}
         changes = {key: value for key, value in own.items() if value != named[key]}
-        if self.limit is not None:
-            changes["limit"] = self.limit
-        if self.scored_on != "test":
-            changes["scored_on"] = self.scored_on
         if self.processes > 1:
             changes |= {"processes": self.processes, "sync_batchnorm": self.recipe.sync_batchnorm}
         return changes
@@ -286,12 +282,12 @@ def results_folder() -> Path:
     so, and the path returned holds no records.
     """
     chosen = os.environ.get("WMSE_RESULTS")
-    if chosen and not as_path(chosen).is_dir():
+    if chosen and not machine.as_path(chosen).is_dir():
         raise NotADirectoryError(f"$WMSE_RESULTS is {chosen!r}, which is no folder: correct it, or unset it")
     checkout = Path(__file__).resolve().parents[1]
     # Beside an installed package lie other packages, and a `results` among them is not the book's.
     roots = [checkout] * (checkout / "pyproject.toml").is_file() + [Path.cwd(), *Path.cwd().parents]
-    for folder in [as_path(chosen)] if chosen else [root / "results" for root in roots]:
+    for folder in [machine.as_path(chosen)] if chosen else [root / "results" for root in roots]:
         if folder.is_dir():
             return Path(os.path.relpath(folder))  # pages show it, without this machine's folders above it
     print(
