@@ -221,7 +221,9 @@ def test_a_folder_for_a_file_is_told(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpeg"])
-@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html><html>", b"version https://git-lfs", b"\x89PNG\r\n\x1a\n"])
+@pytest.mark.parametrize(
+    "content", [b"", b"<!DOCTYPE html><html>", b"version https://git-lfs", b"\x89PNG\r\n\x1a\n"]
+)
 def test_what_is_no_image_is_told_by_name(tmp_path, suffix, content):
     path = tmp_path / f"x.{suffix}"
     path.write_bytes(content)
@@ -323,7 +325,12 @@ def test_a_list_in_no_known_encoding_is_told(tiny, encoding):
 def test_what_systems_leave_in_folders_counts_for_nothing(tiny):
     before = {split: load_tiny(tiny, split) for split in ("train", "test")}
     (tiny / "wnids.txt").unlink()  # so that the folders of train say which classes there are
-    for place in (tiny / "train", tiny / "train" / WNIDS[0] / "images", tiny / "val", tiny / "val" / "images"):
+    for place in (
+        tiny / "train",
+        tiny / "train" / WNIDS[0] / "images",
+        tiny / "val",
+        tiny / "val" / "images",
+    ):
         for name in (".ipynb_checkpoints", "@eaDir", ".Trash-1000", "__MACOSX", "lost+found"):
             (place / name).mkdir()
             (place / name / "images").mkdir()

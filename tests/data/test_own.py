@@ -1,4 +1,4 @@
-"""A folder of a user's own images: odd files are read or left out, and it trains, evaluates, gives an encoder."""
+"""A folder of a user's own images: odd files are read or left out; it trains, evaluates, gives an encoder."""
 
 import os
 import re
@@ -171,8 +171,14 @@ def test_the_stem_follows_the_size(size, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--batch-size", "256"], "59 training images make no batch of 256.*--slice-size 59 --embedding-dim 29"),
-        (["--slice-size", "20", "--batch-size", "60", "--embedding-dim", "4"], "--batch-size 40, of whole slices"),
+        (
+            ["--batch-size", "256"],
+            "59 training images make no batch of 256.*--slice-size 59 --embedding-dim 29",
+        ),
+        (
+            ["--slice-size", "20", "--batch-size", "60", "--embedding-dim", "4"],
+            "--batch-size 40, of whole slices",
+        ),
         (["--data", "absent"], "absent.*is absent, or no folder: name one with files in .jpeg"),
         (["--data", "parts"], "test, train: parts of a set, not classes. Name the part"),
         (["--data", "few"], "few holds 19 images that can be read, and at least 20 are needed"),

@@ -286,7 +286,9 @@ def test_a_sets_own_folder_is_taken_for_the_one_that_holds_it(small_cifar, tmp_p
 def test_a_sets_own_folder_under_another_name_is_told(small_cifar, tmp_path):
     lay_out(tmp_path, small_cifar)
     (tmp_path / CIFAR10.base_folder).rename(tmp_path / "cifar10")
-    with pytest.raises(ValueError, match="cifar10 holds the files of cifar10 itself: rename it to cifar-10-batches"):
+    with pytest.raises(
+        ValueError, match="cifar10 holds the files of cifar10 itself: rename it to cifar-10-batches"
+    ):
         data.load("cifar10", "train", root=tmp_path / "cifar10")
 
 

@@ -8,8 +8,8 @@ import torch
 from PIL import Image, ImageFilter
 from torchvision.transforms import InterpolationMode, v2
 
-from wmse.data import streaming as streams
 from wmse.data import ImageSet, view_batches
+from wmse.data import streaming as streams
 from wmse.data.streaming import StreamedSet
 from wmse.views import ViewSettings
 
@@ -247,7 +247,11 @@ def test_broken_file_is_named(paths, tmp_path, workers):
 def test_what_a_worker_meets_is_told_in_its_one_sentence(paths, tmp_path, workers):
     (tmp_path / "folder.JPEG").mkdir()
     (tmp_path / "broken.JPEG").write_bytes(b"no image")
-    for name, kind in {"folder.JPEG": IsADirectoryError, "gone.JPEG": FileNotFoundError, "broken.JPEG": ValueError}.items():
+    for name, kind in {
+        "folder.JPEG": IsADirectoryError,
+        "gone.JPEG": FileNotFoundError,
+        "broken.JPEG": ValueError,
+    }.items():
         path = str(tmp_path / name)
         with pytest.raises(kind) as told:
             views_of(streamed((paths[1], path), workers), batch_size=2)

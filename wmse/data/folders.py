@@ -1,7 +1,8 @@
 """Data sets that are folders of image files: list the files and labels, and read an image.
 
 Tiny ImageNet is read into memory by `read_images`. ImageNet-100 is too large for that, so its files are
-streamed (`wmse.data.streaming`). A folder of the user's own images is listed by `list_own`. Nothing is downloaded: an error says where to get an absent data set.
+streamed (`wmse.data.streaming`). A folder of the user's own images is listed by `list_own`. Nothing is
+downloaded: an error says where to get an absent data set.
 """
 
 import codecs
@@ -117,7 +118,7 @@ def read_images(paths: Sequence[str], side: int) -> Tensor:
 
 
 def stack_images(paths: Sequence[str], side: int, read: Callable[[str], Image.Image]) -> Tensor:
-    """What `read` makes of each path, an image of `side` x `side` pixels, in threads: uint8 (n, 3, side, side)."""
+    """Images of `side` x `side` pixels, which `read` makes of paths, in threads: uint8 (n, 3, side, side)."""
     images = torch.empty(len(paths), 3, side, side, dtype=torch.uint8)
     levels = images.numpy()
 
@@ -282,8 +283,8 @@ def list_own(folder: Path) -> Listing:
     classes = tuple(name for name, paths in found.items() if paths)
     if classes and {name.lower() for name in classes} <= PARTS:
         raise ValueError(
-            f"{folder} holds {_some(list(classes))}: parts of a set, not classes. Name the part to learn from, "
-            f"{folder / classes[0]}; a share of it is held out for evaluation"
+            f"{folder} holds {_some(list(classes))}: parts of a set, not classes. Name the part to learn "
+            f"from, {folder / classes[0]}; a share of it is held out for evaluation"
         )
     paths = _files(folder, OWN_SUFFIXES)
     labels = [-1] * len(paths)

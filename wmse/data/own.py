@@ -1,4 +1,4 @@
-"""A folder of the user's own images as a data set: flat or a folder per class, of any format, mode and size."""
+"""A folder of the user's own images as a data set: flat or a folder per class, any format, mode and size."""
 
 import warnings
 from collections.abc import Mapping
@@ -31,8 +31,9 @@ def load_own(
 ) -> tuple[dict[str, ImageSet | StreamedSet], dict[str, Any]]:
     """The splits of a folder of images, by name, and what a record keeps of it.
 
-    Every file is read here, once, so that no damaged one stops a run: it is left out, with a warning. Images are turned upright, and scaled and cropped at the centre to `size` x `size` pixels. From 224 pixels
-    on they are streamed from their files. A tenth of the images of each class, drawn once for all runs, is the
+    Every file is read here, once, so that no damaged one stops a run: it is left out, with a warning. Images
+    are turned upright, and scaled and cropped at the centre to `size` x `size` pixels. From 224 pixels on
+    they are streamed from their files. A tenth of the images of each class, drawn once for all runs, is the
     split "test". "probe" is the images of "train" that have a class. Without classes all labels are -1 and
     `classes` is empty. The record's facts are `path`, `classes`, `mean`, `std` and, by path from the folder,
     why files are `left_out`.
@@ -78,8 +79,8 @@ def load_own(
     labelled = int((labels[train] >= 0).sum())
     if classes and labelled < NEIGHBOURS:
         raise ValueError(
-            f"{folder} holds {len(classes)} classes, and {labelled} of their images remain to learn from, fewer "
-            f"than the {NEIGHBOURS} of k-NN: add some, or put all images into one folder, without classes"
+            f"{folder} holds {len(classes)} classes, and {labelled} of their images remain to learn from, "
+            f"fewer than k-NN's {NEIGHBOURS}: add some, or put all images into one folder without classes"
         )
     mean, std = (known["mean"], known["std"]) if known else _statistics(images[train])
     about = {"name": "folder", "labels": labels, "classes": classes, "mean": mean, "std": std}
@@ -91,7 +92,9 @@ def load_own(
     if classes:
         sets |= {"probe": learn.labelled(), "test": test.labelled()}
     facts = {"path": str(folder), "classes": list(classes), "mean": list(mean), "std": list(std)}
-    return sets, facts | {"left_out": {str(Path(path).relative_to(folder)): why for path, why in left_out.items()}}
+    return sets, facts | {
+        "left_out": {str(Path(path).relative_to(folder)): why for path, why in left_out.items()}
+    }
 
 
 def _statistics(images: Tensor) -> tuple[Triple, Triple]:

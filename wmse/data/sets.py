@@ -20,13 +20,13 @@ from wmse.data.digits import draw_digits
 from wmse.data.downloads import restore
 from wmse.data.folders import list_imagenet100, list_tiny_imagenet, read_images
 from wmse.data.streaming import StreamedSet, stream_views
-from wmse.machine import data_folder
-from wmse.machine import read_error
+from wmse.machine import data_folder, read_error
 from wmse.views import Triple, ViewSettings, make_views, normalize_
 
 SPLITS = ("train", "probe", "test")
 OWN_PROBE = ("stl10",)  # sets whose probe split differs from their train split
-NO_VALIDATION = (*OWN_PROBE, "imagenet100", "folder")  # sets whose train split is not in memory, or not all labelled
+# Sets whose train split is not in memory, or not all labelled
+NO_VALIDATION = (*OWN_PROBE, "imagenet100", "folder")
 VALIDATION_SEED = 2007  # draws the validation images, once for all runs: no recipe's seed changes them
 
 # (mean, standard deviation) of the red, green and blue channels in units of [0, 1], as in the official code.
@@ -137,7 +137,7 @@ def load(
 def load_validation(
     name: str, root: str | Path | None = None, device: str | torch.device = "cpu"
 ) -> tuple[ImageSet, ImageSet]:
-    """The train split in two: what encoder and probe learn from, and a tenth kept aside to choose settings on.
+    """The train split in two: images to learn from, and a tenth kept aside to choose settings on.
 
     The tenth is 5,000 of CIFAR's 50,000 images. It is drawn without regard to class, and is the same on every
     machine. Both parts keep the order of the split. Arguments and errors are those of `load`; also ValueError

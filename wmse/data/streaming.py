@@ -66,7 +66,7 @@ class StreamedSet:
         return self.take((self.labels >= 0).nonzero()[:, 0])
 
     def fingerprint(self) -> str:
-        """SHA-256 of the labels, the class names and the paths from the folder of a class on; no pixel is read.
+        """SHA-256 of labels, class names and paths, each from the folder of its class on; no pixel is read.
 
         The same list of images has the same digest in another place.
         """
@@ -76,7 +76,7 @@ class StreamedSet:
     def batches(self, size: int) -> Iterator[Tensor]:
         """All images in order, without augmentation: normalised float32 (b, 3, crop, crop).
 
-        Images are resized by Pillow's bicubic filter and cropped, `size` at a time; raises as `read_rgb` does.
+        Images are resized by Pillow's bicubic filter and cropped, `size` at a time. Raises as `read_rgb`.
         """
         from torchvision.transforms import v2
 
