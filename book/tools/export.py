@@ -42,7 +42,7 @@ CARD = """# {method} on {dataset}: an encoder to take away
 ## In `wmse`
 
 ```python
-from wmse.networks import load_encoder
+from wmse import load_encoder
 
 encoder = load_encoder("results/encoders/{folder}")
 features = encoder(images)  # of (n, 3, 32, 32) in [0, 1]: (n, {features})
