@@ -286,12 +286,11 @@ def intl_loss(
 def lejepa_loss(
     embeddings: Tensor, weight: float = 0.02, directions: int = 64, generator: torch.Generator | None = None
 ) -> Tensor:
-    """LeJEPA: positives close, embeddings like a standard Gaussian (Balestriero and LeCun, 2025).
+    """LeJEPA, a small version: positives close, embeddings Gaussian (Balestriero and LeCun, 2025).
 
-    (1 - weight) * mean squared distance of positives from their mean
-    + weight * `epps_pulley` of each view along random directions, averaged (SIGReg). 0 <= weight <= 1.
-
-    As in the authors' minimal code, but with fewer directions, which are drawn anew in each step. n >= 2.
+    `(1 - weight)` times the mean squared distance of positives from their mean, plus `weight` (0 to 1) times
+    SIGReg: the mean of `epps_pulley` over views and random directions. The authors' minimal code does the
+    same with 256 directions. They are drawn anew in each call, from `generator`. n >= 2.
     """
     _, _, k = _shape(embeddings, images=2)
     if not 0 <= weight <= 1 or directions < 1:
@@ -303,10 +302,10 @@ def lejepa_loss(
 
 
 def epps_pulley(samples: Tensor) -> Tensor:
-    """How far samples (..., n, m) are from a standard Gaussian, along n: (..., m), non-negative.
+    """Test statistic of m columns of n samples against a standard Gaussian: (..., n, m) to (..., m), >= 0.
 
-    n * integral of |mean of exp(i t x) - exp(-t^2 / 2)|^2 exp(-t^2 / 2) dt (Epps and Pulley, 1983). Gaussian
-    samples score about 1.06 on average, whatever n is; samples that are all 0 score 0.41 n.
+    `n * integral of |mean of exp(i t x) - exp(-t^2 / 2)|^2 * exp(-t^2 / 2) dt` (Epps and Pulley, 1983).
+    Gaussian samples score about 1.06 on average, for every n; samples that are all 0 score 0.41 n.
     """
     t = torch.linspace(0, 5, 17, dtype=samples.dtype, device=samples.device)  # even in t: half the axis
     gaussian, angles = torch.exp(-t.square() / 2), samples[..., None] * t
