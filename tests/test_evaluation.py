@@ -16,6 +16,7 @@ from wmse import metrics as wmse_metrics
 from wmse.data import ImageSet, StreamedSet, load
 from wmse.evaluation import (
     classify,
+    clustered_error,
     evaluate,
     features,
     float32_arithmetic,
@@ -382,3 +383,25 @@ def test_features_too_long_for_float32_are_no_accuracies():
         linear_probe(3e38 * rows.sign(), labels, 3e38 * rows.sign(), labels, epochs=2)
     with pytest.raises(ValueError, match="logits: row 1 "):
         top_k_accuracy(torch.tensor([[1.0, 2.0], [torch.nan, 0.0]]), torch.tensor([1, 0]))
+
+
+def test_the_error_over_clusters_of_one_image_is_binomial():
+    right = torch.rand(2000, generator=torch.Generator().manual_seed(0)) < 0.8
+    p = float(right.double().mean())
+    expected = 100 * (p * (1 - p) / 2000) ** 0.5
+    assert clustered_error(right, torch.arange(2000)) == pytest.approx(expected, rel=0.08)
+
+
+def test_copies_of_an_image_tell_nothing_new():
+    """Five copies of each of 400 images have the error of 400 images, whatever their order and numbers."""
+    right = torch.rand(400, generator=torch.Generator().manual_seed(0)) < 0.8
+    alone = clustered_error(right, torch.arange(400))
+    order = torch.randperm(2000, generator=torch.Generator().manual_seed(1))
+    copies, numbers = right.repeat(5)[order], 7 * torch.arange(400).repeat(5)[order]
+    assert clustered_error(copies, numbers) == pytest.approx(alone)
+    assert clustered_error(copies, torch.arange(2000)) < 0.6 * alone
+
+
+def test_one_cluster_has_no_error():
+    with pytest.raises(ValueError, match="2 clusters at least; got 1"):
+        clustered_error(torch.ones(5, dtype=torch.bool), torch.zeros(5, dtype=torch.int64))

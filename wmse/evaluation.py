@@ -120,6 +120,25 @@ def top_k_accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
     return 100 * int(hits) / len(labels)
 
 
+def clustered_error(right: Tensor, clusters: Tensor, draws: int = 1000, seed: int = 0) -> float:
+    """Standard error, in points, of an accuracy on images in clusters, by a bootstrap over the clusters.
+
+    Renderings of one original are right or wrong together, so they tell less than as many independent images.
+    Each draw takes as many clusters as there are, with replacement, and the accuracy on all their images.
+
+    Args:
+        right: (m,) bool, whether each image was classified rightly.
+        clusters: (m,) integers, the original that each image renders. ValueError for fewer than two.
+    """
+    originals, place = clusters.cpu().unique(return_inverse=True)
+    if len(originals) < 2:
+        raise ValueError(f"an error over clusters needs 2 clusters at least; got {len(originals)}")
+    sizes, hits = place.bincount().double(), place.bincount(right.cpu().double())
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(len(originals), (draws, len(originals)), generator=generator)
+    return float((100 * hits[drawn].sum(1) / sizes[drawn].sum(1)).std())
+
+
 @torch.enable_grad()
 def train_linear(
     features: Tensor,

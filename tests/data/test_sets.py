@@ -64,6 +64,22 @@ def test_splits_share_no_background(monkeypatch):
     assert train.min() == 0 and train.max() < test.min() and test.max() == 255
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_images_of_one_handwritten_digit_are_told(split, monkeypatch):
+    """Drawn at full size on black in white, all images of a digit are the same, and others differ."""
+    settings = {"BACKGROUND_CONTRAST": 0.0, "DIGIT_SIDE": (32.0, 32.0), "DIGIT_OVERHANG": 0.0}
+    for name, value in (settings | {"DIGIT_INK": (1.0, 1.0)}).items():
+        monkeypatch.setattr(digits, name, value)
+    images, _ = digits.draw_digits.__wrapped__(split)
+    numbers = digits.digit_of_image(split)
+    assert len(numbers) == len(images) and len(set(numbers)) == digits.HANDWRITTEN[split]
+    pictures = {}
+    for number, image in zip(numbers, images, strict=True):
+        pictures.setdefault(number, set()).add(image.tobytes())
+    assert all(len(found) == 1 for found in pictures.values())
+    assert len(set.union(*pictures.values())) == len(pictures)
+
+
 def test_splits_share_no_digit(monkeypatch):
     """Drawn at full size on black, an image is the digit itself; no test digit occurs in training."""
     monkeypatch.setattr(digits, "BACKGROUND_CONTRAST", 0.0)

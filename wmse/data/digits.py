@@ -6,7 +6,8 @@ import numpy as np
 
 # These constants set how hard the data set is.
 DIGITS_SEED = 0
-DIGITS_COUNT = {"train": 2048, "test": 2048}  # images, drawn from 1,437 and 360 handwritten digits
+DIGITS_COUNT = {"train": 2048, "test": 2048}  # images of a split
+HANDWRITTEN = {"train": 1437, "test": 360}  # digits that they render, each about as often
 TEST_DIGITS = 0.2  # share of the handwritten digits kept for the test split
 TEST_COLUMNS = 0.25  # share of each photograph, at its right edge, kept for test backgrounds
 DIGIT_SIDE = (22.0, 32.0)  # side of the digit's 8x8 grid in pixels of the 32x32 image, uniform
@@ -26,6 +27,7 @@ def draw_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     8x8 pixels and the two photographs that scikit-learn ships. Unlike MNIST-M, the ink has a random colour
     and the photographs are dim and blurred, so that an image is recognised by its digit rather than by its
     background. The splits have no digit and no background pixel in common.
+    Several images of a split render one handwritten digit, and `digit_of_image` says which.
     """
     from sklearn.datasets import load_digits, load_sample_images
     from sklearn.model_selection import train_test_split
@@ -36,7 +38,7 @@ def draw_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     shares = {"test_size": TEST_DIGITS, "stratify": targets, "random_state": DIGITS_SEED}
     digits, targets = train_test_split(digits, targets, **shares)[test::2]
     digits = digits.reshape(-1, 8, 8) / 16
-    chosen = np.resize(rng.permutation(len(digits)), count)
+    chosen = _choose(split, rng)
 
     side = rng.uniform(*DIGIT_SIDE, count)
     room = (32 - side + 2 * DIGIT_OVERHANG)[:, None]
@@ -57,6 +59,19 @@ def draw_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(np.abs(background * BACKGROUND_CONTRAST - ink)).astype(np.uint8), targets[chosen].astype(
         np.int64
     )
+
+
+def digit_of_image(split: str) -> np.ndarray:
+    """The number of the handwritten digit that each image of a split renders: int64 (n,).
+
+    Images of one digit are right or wrong together, so errors of an accuracy are computed over digits, as
+    `wmse.evaluation.clustered_error` does.
+    """
+    return _choose(split, np.random.RandomState(DIGITS_SEED + (split == "test")))
+
+
+def _choose(split: str, rng: np.random.RandomState) -> np.ndarray:
+    return np.resize(rng.permutation(HANDWRITTEN[split]), DIGITS_COUNT[split])
 
 
 def _enlarge(cells: int, edge, side) -> np.ndarray:
