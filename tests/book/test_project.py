@@ -23,7 +23,7 @@ import wmse
 from wmse import records
 from wmse.networks import STEMS
 from wmse.recipes import get_recipe
-from wmse.run import save_networks, start_run
+from wmse.run import Run, save_networks
 
 ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = re.findall(
@@ -52,7 +52,7 @@ def saved_run(folder, width, stem, dataset="cifar10"):
     """A run's folder with the networks of its start, BatchNorm's statistics moved; the run."""
     folder.mkdir(parents=True)
     name = f"{dataset}/w-mse-2"
-    run = start_run(replace(get_recipe(name), width=width, stem=stem), 1000, "cpu")
+    run = Run(replace(get_recipe(name), width=width, stem=stem), 1000, "cpu")
     run.encoder.train()(torch.randn(8, 3, 64, 64))
     run.encoder.eval()
     save_networks(run, folder)
@@ -142,7 +142,7 @@ def test_load_encoder_has_the_statistics_of_published_sets_and_of_digits(tmp_pat
     assert wmse.load_encoder(tmp_path / "cifar").mean.flatten().tolist() == pytest.approx(
         [0.4914, 0.4822, 0.4465]
     )
-    run = start_run(get_recipe("digits/w-mse-2"), 1000, "cpu")
+    run = Run(get_recipe("digits/w-mse-2"), 1000, "cpu")
     (tmp_path / "digits").mkdir()
     save_networks(run, tmp_path / "digits")
     records.write_record(
