@@ -1,4 +1,13 @@
-"""What only a GPU can tell. Skipped where there is none."""
+"""What only a GPU can tell. Skipped where there is none.
+
+A device that computes nothing (book/speed.md says what that is) shows devices, dtypes, shapes, recordings and
+waits of the host. Three tests need no more, and have passed on it: the loss and a training step make the host
+wait for nothing, and every method takes steps. The test of CUDA graphs passes there too, but only shows that
+everything is recorded, because it then compares constants with constants.
+
+The others need a GPU. Those that compare with the CPU or meet a singular slice need values. The test of a
+refused slice reads a count from the device, and the profile of a step needs the times of kernels.
+"""
 
 from dataclasses import replace
 
@@ -92,7 +101,7 @@ def test_cuda_graphs_change_nothing_but_the_time(method):
         run = Run(replace(recipe, cuda_graphs=graphs), 2048, "cuda")
         losses = [run.step(batch, labels)[0] for batch in views]
         run.checks.look()
-        assert (run._graph is not None) == graphs
+        assert (run._graph is not None) == (run._update[1] is not None) == graphs
         found.append([torch.stack(losses), *run.networks.state_dict().values()])
     for without, graphed in zip(*found, strict=True):
         torch.testing.assert_close(graphed, without, rtol=1e-3, atol=1e-4)
@@ -113,7 +122,8 @@ def test_a_refused_slice_leaves_weights_and_moments_as_they_are():
     for _ in range(MAX_REFUSED):
         run.checks.look()
         run.step(views[:, :1].expand_as(views), labels)
-    assert all(map(torch.equal, before, state())) and run.checks.refused[0] == MAX_REFUSED
+    unchanged = all(map(torch.equal, before, state()))  # not in the assertion, which would print the tensors
+    assert unchanged and run.checks.refused[0] == MAX_REFUSED
     for _ in range(MAX_REFUSED):
         run.step(views[:, :1].expand_as(views), labels)
     with pytest.raises(SingularCovarianceError):

@@ -60,6 +60,7 @@ class Run:
             recipe.learning_rate,
             weight_decay=recipe.weight_decay,
             fused=self.device.type in ("cpu", "cuda"),
+            capturable=on_gpu,
         )
         self.scaler, self.checks = loss_scaler(self.device, self.dtype), Checks(deferred=on_gpu)
         self.generators: dict[str, torch.Generator] = {}
@@ -77,6 +78,10 @@ class Run:
         self.identity: dict[str, Any] = {}  # settings and images, as in a record: fixed for the run
         self.started = ""  # the time, as in a record
         self._graph: tuple[torch.Size, nn.Module] | None = None  # of the networks, for views of this shape
+        # The optimiser's step as a graph, for gradients at these addresses, and its learning rate on a GPU: a
+        # graph would keep a number's value.
+        self._update: tuple[list[int], torch.cuda.CUDAGraph | None] = ([], None)
+        self._rate = torch.zeros((), device=self.device) if on_gpu else None
 
     @cached_property
     def model(self) -> nn.Module:
@@ -183,14 +188,36 @@ class Run:
     def update(self) -> None:
         """Apply the gradients at this step's learning rate, move BYOL's target, and count the step."""
         recipe = self.recipe
+        rate = learning_rate(recipe, self.steps_taken, self.steps_per_epoch)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(recipe, self.steps_taken, self.steps_per_epoch)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+            group["lr"] = rate if self._rate is None else self._rate.fill_(rate)
+        self._apply_gradients()
         if self.networks.target is not None:
             progress = self.steps_taken // self.steps_per_epoch / recipe.epochs
             self.networks.follow(networks.target_momentum(recipe.target_momentum, progress))
         self.steps_taken += 1
+
+    def _apply_gradients(self) -> None:
+        """The optimiser's and the scaler's step, replayed as one CUDA graph where the networks are.
+
+        A graph is recorded once the gradients lie where those of the step before lay, and is replayed only
+        while they do: it reads these addresses.
+        """
+        parameters = self.optimizer.param_groups[0]["params"] if self.replays else []
+        addresses = [0 if p.grad is None else p.grad.data_ptr() for p in parameters]
+        before, graph = self._update
+        if not addresses or addresses != before:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self._update = addresses, None
+            return
+        if graph is None:
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):  # records, and computes nothing
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
+            self._update = addresses, graph
+        graph.replay()
 
     def diverged(self, what: str) -> DivergenceError:
         return DivergenceError(
@@ -217,6 +244,7 @@ class Run:
         own = state["own"][distributed.rank()]
         for name in STATEFUL:
             getattr(self, name).load_state_dict(state[name])
+        self._update = [], None  # a graph would go on with the moments of before
         for name, generator in self.generators.items():
             generator.set_state(own[name])
         self.loss_sum = own["loss_sum"].to(self.device)
