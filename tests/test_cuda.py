@@ -5,8 +5,9 @@ waits of the host. Three tests need no more, and have passed on it: the loss and
 wait for nothing, and every method takes steps. The test of CUDA graphs passes there too, but only shows that
 everything is recorded, because it then compares constants with constants.
 
-The others need a GPU. Those that compare with the CPU or meet a singular slice need values. The test of a
-refused slice reads a count from the device, and the profile of a step needs the times of kernels.
+Others need a GPU. Those that compare with the CPU or meet a singular slice need values. The test of a refused
+slice reads a count from the device, and the profile of a step needs the times of kernels. Whether a recipe
+trains, resumes and is evaluated on such a device has not been seen to the end.
 """
 
 from dataclasses import replace
