@@ -286,7 +286,7 @@ def _end_epoch(run: Run, embeddings: Tensor, out: Path) -> None:
         "epoch": run.steps_taken // run.steps_per_epoch,
         "step": run.steps_taken,
         "loss": loss,
-        "learning_rate": run.optimizer.param_groups[0]["lr"],
+        "learning_rate": float(run.optimizer.param_groups[0]["lr"]),  # a tensor on a GPU
         "embedding_std": embedding_std(rows),
         "effective_rank": effective_rank(rows),
         "views_per_second": views / (run.seconds - run.epoch_start),
