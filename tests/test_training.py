@@ -73,6 +73,19 @@ def test_a_run_leaves_a_record_a_row_an_epoch_and_its_networks(alone):
     assert {path.name for path in alone.iterdir()} == names
 
 
+@pytest.mark.parametrize("width", [1, 3, 4, 7])
+def test_networks_of_very_few_channels_train_on_a_cpu(width):
+    """Channels last, torch's convolutions corrupt memory there without AVX512, and the process may abort."""
+    tiny = {"encoder": "resnet18", "stem": "64px", "embedding_dim": 4, "batch_size": 64, "slice_size": 32}
+    run = Run(replace(get_recipe("digits/w-mse-2"), width=width, **tiny), 64, "cpu")
+    assert run.memory_format == torch.contiguous_format
+    run.model.train()
+    views = torch.randn(2, 64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    losses = [float(run.step(views, torch.zeros(64, dtype=torch.int64))[0]) for _ in range(3)]
+    assert all(0 < loss < 4 for loss in losses)
+
+
+
 def test_the_same_seed_gives_the_same_run_and_another_another(alone, tmp_path):
     same_weights(alone, train(NAME, tmp_path / "again", TINY, limit=200))
     other = train(NAME, tmp_path / "other", replace(TINY, seed=1), limit=200)

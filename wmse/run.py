@@ -44,8 +44,9 @@ class Run:
         self.recipe, self.device = recipe, torch.device(device)
         on_gpu = self.device.type == "cuda"
         self.dtype = resolve_precision(recipe.precision, self.device)  # float32 means no autocast
-        # Channels last is faster on CPUs and tensor cores, contiguous for float32 on a GPU.
-        contiguous = on_gpu and self.dtype == torch.float32
+        # Channels last is faster on CPUs and tensor cores, contiguous for float32 on a GPU. On a CPU without
+        # AVX512, the backward pass of convolutions of fewer than 8 channels, channels last, corrupts memory.
+        contiguous = self.dtype == torch.float32 if on_gpu else recipe.width < 8
         self.memory_format = torch.contiguous_format if contiguous else torch.channels_last
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
