@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from wmse import checkpoints, records, training
+from wmse.checkpoints import claimed
 from wmse.data import load, load_validation
 from wmse.recipes import get_recipe
 from wmse.run import DivergenceError, Run, learning_rate
@@ -333,3 +335,33 @@ def test_a_validated_run_never_loads_test_images_and_says_what_it_was_scored_on(
     assert len(seen) == 2, "a finished run is not evaluated again"
     with pytest.raises(FileExistsError, match="scored_on was validation, is test"):
         train(NAME, out, recipe, resume=True)
+
+
+# Runs that are shared
+
+
+def test_a_run_of_another_process_is_waited_for_last(tmp_path, monkeypatch):
+    began, other = [], ExitStack()
+
+    def fake(name, folder, recipe, data, resume):
+        with claimed(folder):
+            began.append(name)
+        return folder
+
+    monkeypatch.setattr(training, "train", fake)
+    monkeypatch.setattr(training.time, "sleep", lambda seconds: other.close() if seconds else None)
+    other.enter_context(claimed(tmp_path / "digits/mse/epochs-2-lr-drops-2-1/seed-5"))
+    names, changes = ["digits/mse", "digits/byol"], {"seed": 5, "lr_drops": (2, 1), "epochs": 2}
+    folders = training.train_all(names, tmp_path, changes)
+    assert began == ["digits/byol", "digits/mse"]
+    assert folders["digits/byol"] == tmp_path / "digits/byol/epochs-2-lr-drops-2-1/seed-5"
+
+
+def test_a_shared_run_is_trained_once_and_says_what_it_is(tmp_path):
+    names = ["digits/random-encoder"]
+    folders = training.train_all(names, tmp_path, {"seed": 2, "batch_size": 128})
+    first = (folders[names[0]] / "record.json").read_bytes()
+    assert folders[names[0]] == tmp_path / "digits/random-encoder/seed-2"  # 128 is no change
+    assert training.train_all(names, tmp_path, {"seed": 2}) == folders
+    assert (folders[names[0]] / "record.json").read_bytes() == first
+    assert records.read_record(folders[names[0]]).recipe == replace(get_recipe(names[0]), seed=2)

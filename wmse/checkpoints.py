@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -268,3 +269,11 @@ def tidy(out: Path) -> None:
         if curve and not whole:
             records.write_metrics(out, curve)
         remove_checkpoints(out)
+
+
+def write_rows(run: Run, out: Path) -> None:
+    """Write metrics.csv; the run goes on if that fails, because checkpoints and record hold the rows too."""
+    try:
+        records.write_metrics(out, run.rows)
+    except OSError as error:
+        print(f"{out / 'metrics.csv'} could not be written: {error}", file=sys.stderr)

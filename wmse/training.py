@@ -3,8 +3,9 @@
 import errno
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,28 @@ def train(
     return found.out
 
 
+def train_all(
+    names: Iterable[str], out: str | Path, changes: Mapping[str, Any], data: str | Path | None = None
+) -> dict[str, Path]:
+    """Train recipes with the same changes of numbers, and return by name the folders of the finished runs.
+
+    A folder below `out` is named by recipe, changes and seed: "digits/mse/epochs-24/seed-0". A finished run
+    is taken as it is, and an unfinished one goes on. A run that another process is training comes last and is
+    waited for, so that all who ask for the same run share it.
+    """
+    recipes, folders = {name: replace(get_recipe(name), **changes) for name in names}, {}
+    values = {key: value if isinstance(value, tuple) else (value,) for key, value in changes.items()}
+    while waiting := [name for name in recipes if name not in folders]:
+        for name in waiting:
+            own = [key for key in sorted(values) if changes[key] != getattr(get_recipe(name), key)]
+            words = [word for key in own if key != "seed" for word in (key.replace("_", "-"), *values[key])]
+            folder = Path(out, name, "-".join(map(str, words)), f"seed-{recipes[name].seed}")
+            with suppress(checkpoints.FolderInUseError):
+                folders[name] = train(name, folder, recipes[name], data, resume=True)
+        time.sleep(len(folders) < len(recipes))  # seconds: others are training
+    return folders
+
+
 def _load(
     recipe: Recipe, data: str | Path | None, device: torch.device, limit: int | None, validate: bool = False
 ) -> tuple[Sets, dict[str, Any]]:
@@ -168,7 +191,7 @@ def _train_and_record(
 ) -> None:
     """Train, evaluate, and write the record, whatever ends the run: the work of rank 0."""
     records.write_record(out, record)  # first: it tells whose files the others are
-    _write_rows(run, out)
+    checkpoints.write_rows(run, out)
     try:
         _train_epochs(run, sets["train"], out, stop)
         save_networks(run, out)
@@ -180,7 +203,7 @@ def _train_and_record(
         if recipe.encoder != "pixels":  # thousands of dimensions that nobody plots
             record.spectra = _spectra(run, test_features)
         record.wall_seconds = run.seconds + time.monotonic() - trained
-        _write_rows(run, out)
+        checkpoints.write_rows(run, out)
         record.status = "finished"
         _close_record(record, run)
         records.write_record(out, record)
@@ -201,14 +224,6 @@ def _spectra(run: Run, test_features: Tensor) -> dict[str, Any]:
     except Exception as error:
         print(f"no spectra: {type(error).__name__}: {error}", file=sys.stderr)
         return {}
-
-
-def _write_rows(run: Run, out: Path) -> None:
-    """Write metrics.csv; the run goes on if that fails, because checkpoints and record hold the rows too."""
-    try:
-        records.write_metrics(out, run.rows)
-    except OSError as error:
-        print(f"{out / 'metrics.csv'} could not be written: {error}", file=sys.stderr)
 
 
 def _write_when_there_is_room(out: Path, record: Record) -> None:
@@ -293,7 +308,7 @@ def _end_epoch(run: Run, embeddings: Tensor, out: Path) -> None:
         "seconds": run.seconds,
     }
     run.rows.append(row)
-    _write_rows(run, out)
+    checkpoints.write_rows(run, out)
 
 
 def _say(message: str) -> None:

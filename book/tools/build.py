@@ -5,7 +5,8 @@
 Everything is written under `_build/`:
     stage/       what Jupyter Book reads: configuration, pages, results, executed notebooks
     unfinished/  notebooks being executed; one that failed stays here, its error inside
-    runs/        what the notebooks trained, a folder for each
+    runs/        what the notebooks trained, which they share; emptied when the package has changed
+    times.json   processor time of each notebook: the longest is executed first
     html/        the site, with the lectures in slides/
 A notebook is executed again only when something that it depends on has changed: see `execute.fingerprint`.
 """

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
+from threading import Lock
 
 import nbformat
 import papermill
@@ -19,14 +21,20 @@ from plain import merge_setup
 from wmse.machine import usable_cores
 
 CELL_TIMEOUT = 3600  # seconds: a cell that hangs must not hang the build for ever
+# Chapters by the views that they train on, for a build that has no times of an earlier one.
+TRAIN_MOST = ("05_training", "08_baselines", "06_evaluating", "10_ablations", "12_family", "01_first_run")
 # SVG without its date: the same figure is the same file. The resolution is for what is rasterized in it.
 FIGURES = """\
 c.InlineBackend.figure_formats = ["svg"]
 c.InlineBackend.print_figure_kwargs = {"bbox_inches": "tight", "dpi": 200, "metadata": {"Date": None}}
 """
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
-# What tells whoever waits that a training is under way, and is of no use to who reads what came of it.
-PROGRESS = re.compile(r"^(epoch \d+/\d+, loss .* left|.*: no checkpoint: from the beginning)\n", re.MULTILINE)
+# What tells whoever waits how a training comes on, and is of no use to who reads what came of it. It differs
+# from build to build, because another chapter may have trained the run before.
+_STATES = "no checkpoint: from the beginning|resuming after step \\d+"
+PROGRESS = re.compile(
+    rf"^(epoch \d+/\d+, loss .* left|.*: ({_STATES})|.* is finished already: nothing to do)\n", re.MULTILINE
+)
 
 
 class BuildError(Exception):
@@ -36,7 +44,7 @@ class BuildError(Exception):
 def parameters_for(notebook: Path, chosen: dict[str, str]) -> dict[str, str]:
     """The parameters to execute `notebook` with; a name that its `parameters` cell lacks is refused."""
     known = list(papermill.inspect_notebook(str(notebook)))
-    parameters = {"out": f"../_build/runs/{notebook.stem}", **chosen}
+    parameters = {"out": "../_build/runs", **chosen}  # one folder for all: chapters share runs
     unknown = sorted(set(parameters) - set(known))
     if unknown:
         raise BuildError(
@@ -47,22 +55,56 @@ def parameters_for(notebook: Path, chosen: dict[str, str]) -> dict[str, str]:
 
 
 def fingerprint(root: Path, notebook: Path, parameters: dict[str, str]) -> str:
-    """Hash of all that an executed notebook depends on.
+    """Hash of all that an executed notebook depends on: `code`, its source and parameters, the records."""
+    digest = hashlib.sha256(json.dumps([parameters, code(root)], sort_keys=True).encode())
+    _update(digest, root, [notebook, *(root / "results").rglob("*")])
+    return digest.hexdigest()
 
-    Its source and parameters, the package, the records, the requirements and the versions installed.
-    """
-    digest = hashlib.sha256(json.dumps([parameters, sys.version], sort_keys=True).encode())
+
+def code(root: Path) -> str:
+    """Hash of all that a run depends on: the package, the requirements and the versions installed."""
+    digest = hashlib.sha256(sys.version.encode())
     requirements = root / "requirements.txt"
     for name in re.findall(r"^[A-Za-z][\w.-]*", requirements.read_text(), re.MULTILINE):
         try:
             digest.update(f"{name}=={metadata.version(name)}\n".encode())
         except metadata.PackageNotFoundError:
             digest.update(f"{name} absent\n".encode())
-    sources = [notebook, requirements, *(root / "wmse").rglob("*.py"), *(root / "results").rglob("*")]
-    for path in sorted(path for path in sources if path.is_file()):
+    _update(digest, root, [requirements, *(root / "wmse").rglob("*.py")])
+    return digest.hexdigest()
+
+
+def _update(digest: "hashlib._Hash", root: Path, paths: list[Path]) -> None:
+    """Add the files among `paths`, names and contents."""
+    for path in sorted(path for path in paths if path.is_file()):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
-    return digest.hexdigest()
+
+
+def drop_old_runs(root: Path) -> None:
+    """Empty the chapters' folder of runs if other code or other versions trained them."""
+    runs, now = root / "_build" / "runs", code(root)
+    mark = runs / "code"
+    if not mark.exists() or mark.read_text() != now:
+        shutil.rmtree(runs, ignore_errors=True)
+        runs.mkdir(parents=True)
+        mark.write_text(now)
+
+
+def times(root: Path) -> dict[str, float]:
+    """Seconds of processor time that each chapter took last, as `_build/times.json` has them."""
+    with suppress(OSError, ValueError):
+        return json.loads((root / "_build" / "times.json").read_text())["processor_seconds"]
+    return {}
+
+
+def longest_first(names: list[str], seconds: dict[str, float]) -> list[str]:
+    """The chapters by falling time, so that the pool does not wait for one of them alone at the end.
+
+    Those without a time come first, and among them those that train most.
+    """
+    first = [*(name for name in TRAIN_MOST if name in names), *names]
+    return sorted(names, key=lambda name: (-seconds.get(name, float("inf")), first.index(name)))
 
 
 def recorded(staged: Path) -> dict:
@@ -137,8 +179,10 @@ def tidy(notebook: nbformat.NotebookNode, build: dict) -> None:
             cell.metadata["tags"] = ["injected-parameters", "remove-cell"]
 
 
-def execute(root: Path, name: str, parameters: dict[str, str], state: str, environment: dict) -> float:
-    """Execute one notebook with papermill, stage the result, return the seconds that it took.
+def execute(
+    root: Path, name: str, parameters: dict[str, str], state: str, environment: dict
+) -> tuple[float, float]:
+    """Execute one notebook with papermill, stage the result, return its seconds and those of processor time.
 
     `state` is the fingerprint to record. Raises BuildError with the failing cell; its output stays
     in `_build/unfinished`.
@@ -149,25 +193,29 @@ def execute(root: Path, name: str, parameters: dict[str, str], state: str, envir
     for path in (unfinished, staged):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
-    shutil.rmtree(root / "_build" / "runs" / name, ignore_errors=True)
 
     command = [sys.executable, "-m", "papermill", str(notebook), str(unfinished), "--no-progress-bar"]
     command += ["--cwd", str(notebook.parent), "-k", "python3", "--execution-timeout", str(CELL_TIMEOUT)]
     for key, value in parameters.items():
         command += ["-p", key, value]
     start = time.perf_counter()
-    run = captured(command, env=environment)
-    seconds = time.perf_counter() - start
-    if run.returncode:
+    with subprocess.Popen(
+        command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+    ) as process:
+        log = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)  # the kernel's processor time is in it
+        process.returncode = os.waitstatus_to_exitcode(status)
+    seconds, processor = time.perf_counter() - start, usage.ru_utime + usage.ru_stime
+    if process.returncode:
         kept = unfinished.relative_to(root)
-        place = failure(unfinished, run.stdout)
+        place = failure(unfinished, log)
         raise BuildError(f"notebooks/{name}.ipynb failed in {place}\n(kept as {kept})")
 
     executed = nbformat.read(unfinished, as_version=4)
     tidy(executed, {"fingerprint": state, "seconds": round(seconds, 1)})
     nbformat.write(executed, unfinished)
     unfinished.replace(staged)
-    return seconds
+    return seconds, processor
 
 
 def execute_all(root: Path, names: list[str], chosen: dict[str, str], jobs: int) -> None:
@@ -178,6 +226,8 @@ def execute_all(root: Path, names: list[str], chosen: dict[str, str], jobs: int)
     # slower than one after the other, so a core has one thread of one notebook.
     threads = max(1, usable_cores() // jobs)
     environment = kernel_environment(root, threads)
+    drop_old_runs(root)
+    took, lock = times(root), Lock()
     print(f"Notebooks, {jobs} at a time, {environment['OMP_NUM_THREADS']} threads each:", flush=True)
 
     def bring_up_to_date(name: str) -> str | None:
@@ -188,17 +238,21 @@ def execute_all(root: Path, names: list[str], chosen: dict[str, str], jobs: int)
             print(f"  {name}: current (took {before['seconds']:.0f} s)", flush=True)
             return None
         try:
-            seconds = execute(root, name, parameters[name], state, environment)
+            seconds, processor = execute(root, name, parameters[name], state, environment)
         except BuildError as error:
             print(f"  {name}: FAILED", flush=True)
             return str(error)
-        print(f"  {name}: {seconds:.0f} s", flush=True)
+        print(f"  {name}: {seconds:.0f} s, of processor time {processor:.0f} s", flush=True)
+        with lock:
+            took[name] = round(processor, 1)
+            text = json.dumps({"processor_seconds": took}, indent=2, sort_keys=True)
+            (root / "_build" / "times.json").write_text(f"{text}\n")
         return None
 
     start = time.perf_counter()
     with ThreadPoolExecutor(jobs) as pool:
-        # The last chapters train longest: first in, so that the pool does not wait for one of them alone.
-        failures = [message for message in pool.map(bring_up_to_date, reversed(names)) if message]
+        order = longest_first(names, took)
+        failures = [message for message in pool.map(bring_up_to_date, order) if message]
     print(f"  all: {time.perf_counter() - start:.0f} s", flush=True)
     if failures:
         raise BuildError("\n\n".join(failures))

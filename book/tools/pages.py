@@ -71,7 +71,6 @@ def write(results: Path, stage: Path, chapters: Sequence[str]) -> list[str]:
     """
     entries, problems = records.read_records(results)
     executed = chapter_times(stage / "notebooks", chapters)
-    first_chapter = executed.get("01_first_run", ("", None))[1]
     parts = {
         LANDING: landing(entries),
         LEDGER: ledger(entries),
@@ -79,7 +78,7 @@ def write(results: Path, stage: Path, chapters: Sequence[str]) -> list[str]:
         PROVENANCE: provenance(entries),
         COMPUTE: compute(entries),
         TIMES: times(executed),
-        COSTS: costs(entries, first_chapter),
+        COSTS: costs(entries),
     }
     for name, text in parts.items():
         _save(stage / "book" / name, text)
@@ -247,20 +246,18 @@ def times(executed: dict[str, tuple[str, float | None]]) -> str:
     return markdown_table(["chapter", "seconds"], rows, (1,)) + "\n"
 
 
-def costs(entries: Sequence[Entry], first_chapter: float | None) -> str:
-    """A row a recipe: time of one run, and whether that was measured or is assumed.
-
-    On *digits*, as long as no run is on record, the time of chapter 1 stands, which trains that very recipe.
-    """
+def costs(entries: Sequence[Entry]) -> str:
+    """A row a recipe: time of one run, and whether that was measured or is assumed."""
     rows = []
     for name, device in PROJECTS.items():
         recipe = get_recipe(name)
         per_second, basis = queue.speed(recipe, device, entries)
         seconds = queue.views_to_train(recipe) / per_second
         basis = basis.rsplit(", ", 1)[0]  # the page needs no path
-        if name.startswith("digits/") and basis == "assumed" and first_chapter:
-            seconds, basis = first_chapter, "all of chapter 1, as executed for this site"
-        rows.append([f"`{name}`", DEVICES[device], machine.duration(seconds), basis])
+        time = machine.duration(seconds)
+        if recipe.encoder == "small" and basis == "assumed":  # the assumed speeds are of ResNet-18
+            time, basis = "not known", "no run on record"
+        rows.append([f"`{name}`", DEVICES[device], time, basis])
     return markdown_table(["one run of", "on", "training", "basis"], rows, (2,)) + "\n"
 
 

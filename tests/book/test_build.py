@@ -64,7 +64,7 @@ def test_executes_once_and_keeps_what_is_current(tree, capsys):
     executed = nbformat.read(staged(tree), as_version=4)
     injected = next(cell for cell in executed.cells if "injected-parameters" in cell.metadata.get("tags", []))
     assert injected.id == "injected-parameters" and "remove-cell" in injected.metadata.tags
-    assert executed.cells[-1].outputs[0].text == "smoke ../_build/runs/01_small 42\n"
+    assert executed.cells[-1].outputs[0].text == "smoke ../_build/runs 42\n"
     assert str(tree) not in first.decode(), "no path of this machine in the site"
     assert not notebook(tree).read_text().count("smoke"), "the source is left alone"
 
@@ -73,12 +73,38 @@ def test_executes_once_and_keeps_what_is_current(tree, capsys):
     assert "current" in capsys.readouterr().out and staged(tree).read_bytes() == first
 
 
+def test_runs_are_kept_until_the_code_changes(tree):
+    source = "from pathlib import Path\nrun = Path(out, 'run')\nprint(run.exists())\nrun.mkdir(exist_ok=True)"
+
+    def printed(line=""):
+        write(tree, source + line)
+        assert run(tree) == 0
+        return nbformat.read(staged(tree), as_version=4).cells[-1].outputs[0].text
+
+    assert printed() == "False\n"
+    assert printed("\n# another source") == "True\n"
+    (tree / "wmse" / "__init__.py").write_text("answer = 43\n")
+    assert printed() == "False\n"
+
+
+def test_the_longest_chapter_is_executed_first(tree):
+    assert execute.times(tree) == {}
+    assert execute.longest_first(["a", "05_training", "b"], {}) == ["05_training", "a", "b"]
+    assert execute.longest_first(["a", "b", "c", "d"], {"a": 3.0, "c": 5.0}) == ["b", "d", "c", "a"]
+    assert set(execute.TRAIN_MOST) < set(build.chapters(ROOT))
+    write(tree, "sum(i for i in range(10**7))")  # the kernel's time counts, not papermill's alone
+    assert run(tree) == 0
+    assert 0.5 < execute.times(tree)["01_small"] < 60
+
+
 def test_lines_of_progress_do_not_stand_in_the_page(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("wmse.training.REPORT_SECONDS", 0.0)
     tiny = replace(get_recipe("digits/mse"), width=4, projector_width=16, epochs=1, batch_size=64)
-    train("digits/mse", tmp_path / "run", tiny, limit=200, resume=True)
+    for _ in range(2):
+        train("digits/mse", tmp_path / "run", tiny, limit=200, resume=True)
     told = capsys.readouterr().out
-    assert told.count(" left\n") == 3 and "from the beginning" in told
+    assert told.count(" left\n") == 3 and "from the beginning" in told and "finished already" in told
+    told += "runs/x: resuming after step 3\n"
     output = new_output("stream", text=f"before\n{told}after\n")
     only = new_output("stream", text=told)
     cells = [new_code_cell("1", outputs=[output]), new_code_cell("2", outputs=[only]), new_markdown_cell("3")]
