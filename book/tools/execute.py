@@ -193,6 +193,8 @@ def execute(
     for path in (unfinished, staged):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
+    for own in (root / "_build" / "runs").glob(f"{name[:2]}-*"):  # not shared, by its number
+        shutil.rmtree(own)
 
     command = [sys.executable, "-m", "papermill", str(notebook), str(unfinished), "--no-progress-bar"]
     command += ["--cwd", str(notebook.parent), "-k", "python3", "--execution-timeout", str(CELL_TIMEOUT)]

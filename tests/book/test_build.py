@@ -74,17 +74,18 @@ def test_executes_once_and_keeps_what_is_current(tree, capsys):
 
 
 def test_runs_are_kept_until_the_code_changes(tree):
-    source = "from pathlib import Path\nrun = Path(out, 'run')\nprint(run.exists())\nrun.mkdir(exist_ok=True)"
+    source = "from pathlib import Path\nfor name in ('shared', '01-own'):\n    run = Path(out, name)\n"
+    source += "    print(run.exists())\n    run.mkdir(exist_ok=True)"
 
     def printed(line=""):
         write(tree, source + line)
         assert run(tree) == 0
-        return nbformat.read(staged(tree), as_version=4).cells[-1].outputs[0].text
+        return nbformat.read(staged(tree), as_version=4).cells[-1].outputs[0].text.split()
 
-    assert printed() == "False\n"
-    assert printed("\n# another source") == "True\n"
+    assert printed() == ["False", "False"]
+    assert printed("\n# another source") == ["True", "False"], "01-own is the chapter's own"
     (tree / "wmse" / "__init__.py").write_text("answer = 43\n")
-    assert printed() == "False\n"
+    assert printed() == ["False", "False"]
 
 
 def test_the_longest_chapter_is_executed_first(tree):
