@@ -87,7 +87,6 @@ def test_networks_of_very_few_channels_train_on_a_cpu(width):
     assert all(0 < loss < 4 for loss in losses)
 
 
-
 def test_the_same_seed_gives_the_same_run_and_another_another(alone, tmp_path):
     same_weights(alone, train(NAME, tmp_path / "again", TINY, limit=200))
     other = train(NAME, tmp_path / "other", replace(TINY, seed=1), limit=200)
