@@ -14,8 +14,8 @@ help: ## show this list
 book: $(INSTALLED) ## execute the notebooks (smoke) and build the site in _build/html; JOBS=2 runs two at a time
 	$(BIN)/python book/tools/build.py $(if $(JOBS),--jobs $(JOBS))
 
-student: $(INSTALLED) ## write the chapters without their solutions into _build/student
-	$(BIN)/python book/tools/student.py
+student: $(INSTALLED) ## write the chapters without their solutions into _build/student; SITE=URL: links lead to that site
+	$(BIN)/python book/tools/student.py $(if $(SITE),--site "$(SITE)") $(if $(WHEEL),--wheel)
 
 plain: $(INSTALLED) ## write the chapters as plain notebooks, as Colab opens them, into _build/plain/notebooks
 	$(BIN)/python book/tools/plain.py _build/plain/notebooks
@@ -29,7 +29,7 @@ browser: $(INSTALLED) ## test the built site in a headless Chromium (after make 
 
 lint: $(INSTALLED) ## check style, formatting, and that notebooks are stored without outputs
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/nbstripout --keep-id --verify notebooks/*.ipynb
+	$(BIN)/nbstripout --keep-id --verify notebooks/*.ipynb book/teacher/*.ipynb
 
 bench: $(INSTALLED) ## measure the speed of all parts against plain references (11 minutes; leave the machine idle)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt

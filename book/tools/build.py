@@ -32,7 +32,7 @@ from benchmarks import page
 from wmse.machine import usable_cores
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE_FILES = shutil.ignore_patterns("tools", "__pycache__")
+PAGE_FILES = shutil.ignore_patterns("tools", "teacher", "__pycache__")  # no part of the site
 
 
 def chapters(root: Path) -> list[str]:

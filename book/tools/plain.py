@@ -96,7 +96,7 @@ def read_book(root: Path = ROOT) -> Book:
         configuration["title"],
         site,
         numbers,
-        _works(root / "book" / "references.bib", f"{site}book/references.html"),
+        read_works(root / "book" / "references.bib", f"{site}book/references.html"),
         _terms((root / "book" / "glossary.md").read_text("utf-8")),
         equations,
         figures,
@@ -113,7 +113,7 @@ def _tags(cell: NotebookNode) -> list[str]:
     return cell.metadata.get("tags", [])
 
 
-def _works(file: Path, elsewhere: str) -> dict[str, Work]:
+def read_works(file: Path, elsewhere: str) -> dict[str, Work]:
     """Authors as in a text, year and address of each work; `elsewhere` for those without DOI or preprint."""
     works = {}
     for key, entry in parse_file(file, bib_format="bibtex").entries.items():

@@ -16,6 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 ADDRESS = re.compile(r"https://github\.com/([A-Za-z0-9-]+)/([A-Za-z0-9._-]+?)(?:\.git|/)?")
+PLACEHOLDER = ("wmse-book", "wmse")  # until the repository is published: remove it then
 REF = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 VERSION = re.compile(r"(^repository:\s*\n(?:\s+.*\n)*?\s+branch:\s*)(\S+)", re.MULTILINE)
 PLACES = ("_config.yml", "*.md", "*.cff", "book/*.md", "notebooks/*.ipynb")
@@ -29,6 +30,11 @@ def current(root: Path = ROOT) -> tuple[str, str]:
     if not address:
         raise ValueError("_config.yml has no repository: url: https://github.com/OWNER/NAME")
     return address[1], address[2]
+
+
+def published(root: Path = ROOT) -> bool:
+    """Whether the address in `_config.yml` is that of a real repository, and not the placeholder."""
+    return current(root) != PLACEHOLDER
 
 
 def version(root: Path = ROOT) -> str:

@@ -13,13 +13,27 @@ from pathlib import Path
 from string import Template
 
 import nbformat
+import plain
 import yaml
 from markdown_it import MarkdownIt
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 
 HERE = Path(__file__).resolve().parents[1]
 PAGE = Template((HERE / "slides.html").read_text("utf-8"))
-FIELDS = {"title", "lines", "formula", "notebook", "cell", "drawing", "between", "only", "notes"}
+FIELDS = {
+    "title",
+    "lines",
+    "formula",
+    "notebook",
+    "cell",
+    "drawing",
+    "table",
+    "between",
+    "only",
+    "notes",
+    "sources",
+}
+SHOWN = {"cell", "drawing", "table"}
 MOST_LINES = 12  # of printed output on a slide
 CUT = "…"
 LINK = re.compile(r"\[([^\]]*)\]\([^)]*\)")
@@ -47,6 +61,8 @@ def lectures(file: Path) -> list[dict]:
                 )
             if not slide.get("title") or ("cell" in slide) != ("notebook" in slide):
                 raise ValueError(f"{name}: a slide needs a title, and `notebook` and `cell` go together")
+            if len(SHOWN & set(slide)) > 1:
+                raise ValueError(f"{name}: show one of {', '.join(sorted(SHOWN))}")
     return found
 
 
@@ -55,7 +71,7 @@ def write(file: Path, notebooks: Path, folder: Path) -> list[Path]:
 
     ValueError names the slide whose cell is not there or has nothing to show.
     """
-    read = {}
+    read, works = {}, None
     folder.mkdir(parents=True, exist_ok=True)
     pages = []
     for number, lecture in enumerate(lectures(file), start=1):
@@ -65,8 +81,10 @@ def write(file: Path, notebooks: Path, folder: Path) -> list[Path]:
             if name := slide.get("notebook"):
                 if name not in read:
                     read[name] = nbformat.read(notebooks / f"{name}.ipynb", as_version=4)
+            if "sources" in slide and works is None:
+                works = plain.read_works(file.parent / "references.bib", "")
             try:
-                parts.append(section(slide, read.get(name), place, total))
+                parts.append(section(slide, read.get(name), place, total, works or {}))
             except ValueError as error:
                 raise ValueError(f"{file.name}, lecture {number}, {slide['title']!r}: {error}") from None
         page = folder / f"lecture-{number}.html"
@@ -87,9 +105,11 @@ def opening(lecture: dict, number: int, total: int) -> str:
     )
 
 
-def section(slide: dict, notebook, place: int, total: int) -> str:
-    """One slide."""
-    shown, source = "", ""
+def section(slide: dict, notebook, place: int, total: int, works: dict[str, plain.Work]) -> str:
+    """One slide; `works` are those that `sources` can name."""
+    shown, source = "", cited(slide.get("sources", []), works)
+    if "table" in slide:
+        shown = table(slide["table"])
     if "drawing" in slide:
         shown = drawing(HERE / "_static" / slide["drawing"])
     if notebook is not None:
@@ -101,14 +121,14 @@ def section(slide: dict, notebook, place: int, total: int) -> str:
         place_there = f"#{figure['name']}" if "figure" in cell.metadata.get("tags", []) else ""
         heading = notebook.cells[0].source.splitlines()[0].removeprefix("# ")
         address = f"../notebooks/{slide['notebook']}.html{place_there}"
-        source = f'<a href="{address}">From the chapter “{inline(heading)}”, as executed for this site</a>'
+        source += f'<a href="{address}">From the chapter “{inline(heading)}”, as executed for this site</a>'
     lines = "".join(f"<li>{inline(line)}</li>" for line in slide.get("lines", []))
     words = f"<ul>{lines}</ul>" if lines else ""
     if "formula" in slide:
         words += '<div class="formula">' + escape(rf"\[{slide['formula']}\]") + "</div>"
     notes = f'<aside class="notes">{inline(slide["notes"])}</aside>' if "notes" in slide else ""
     beside = 'class="tall"' in shown or ("formula" in slide and shown.count("\n") > 3)
-    kind = "side" if words and beside else "above" if "<figure" in shown else "words"
+    kind = "side" if words and beside else "above" if shown else "words"
     return (
         f'<section id="slide-{place}" tabindex="-1" aria-label="Slide {place} of {total}">\n'
         f"<h2>{inline(slide['title'])}</h2>\n"
@@ -116,6 +136,14 @@ def section(slide: dict, notebook, place: int, total: int) -> str:
         f"<div>{words}</div>\n{shown}\n</div>\n{notes}\n"
         f"<footer>{source}<span>{place} / {total}</span></footer>\n</section>"
     )
+
+
+def cited(keys: list[str], works: dict[str, plain.Work]) -> str:
+    """Authors and years of works in the bibliography, as a link to the book's references."""
+    if unknown := [key for key in keys if key not in works]:
+        raise ValueError(f"the bibliography has no {', '.join(unknown)}")
+    names = "; ".join(f"{works[key].authors}, {works[key].year}" for key in keys)
+    return f'<a href="../book/references.html">{escape(names)}</a>' if names else ""
 
 
 def inline(text: str) -> str:
@@ -132,14 +160,18 @@ def output(cell, slide: dict) -> str:
         return "\n".join(picture(svg, alt) for svg in pictures)
     tables = [o.data["text/markdown"] for o in outputs if "text/markdown" in o.get("data", {})]
     if tables:
-        text = LINK.sub(r"\1", excerpt("\n".join(tables), slide))
-        return f'<div class="table" style="{size_of_table(text)}">{markdown.render(text)}</div>'
+        return table(LINK.sub(r"\1", excerpt("\n".join(tables), slide)))
     printed = "".join(o.text for o in outputs if o.output_type == "stream" and o.name == "stdout")
     if not printed.strip():
         raise ValueError(f"cell {cell.id} has neither drawn nor printed anything")
     text = excerpt(printed, slide)
     lines = text.splitlines()
     return f'<pre style="--columns: {max(map(len, lines))}; --rows: {len(lines)}">{escape(text)}</pre>'
+
+
+def table(text: str) -> str:
+    """Markdown with tables, in type as large as fits."""
+    return f'<div class="table" style="{size_of_table(text)}">{markdown.render(text)}</div>'
 
 
 def size_of_table(text: str) -> str:

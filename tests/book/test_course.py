@@ -24,14 +24,12 @@ def test_each_misconception_names_the_cell_that_dispels_it():
     rows = [line for line in part("## Common misconceptions").splitlines() if line.startswith('| "')]
     assert len(rows) >= 10
     for row in rows:
-        pieces = re.split(r"\[chapter (\d+)\]\(\.\./notebooks/(\w+)\.ipynb\)", row)
-        assert len(pieces) >= 4, f"no chapter in {row}"
-        for number, name, rest in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
-            ids = {
-                cell.id for cell in nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
-            }
-            named = set(re.findall(r"`([\w-]+)`", rest))
-            assert int(number) == int(name[:2]) and named and named <= ids, row
+        links = re.findall(r"\[chapter (\d+), `([\w-]+)`\]\(\.\./notebooks/(\w+)\.ipynb#cell-([\w-]+)\)", row)
+        assert links and row.count("../notebooks/") == len(links), f"not all links of {row} lead to cells"
+        for number, shown, name, linked in links:
+            cells = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4).cells
+            there = {cell.id for cell in cells if cell.cell_type == "code"}
+            assert int(number) == int(name[:2]) and shown == linked and linked in there, row
 
 
 @pytest.mark.parametrize("heading", re.findall(r"^### Session \d.*$", PAGE, flags=re.MULTILINE))
@@ -45,11 +43,31 @@ def test_shares_add_up_and_slides_are_there():
     titles = " ".join(slide["title"] for lecture in lectures for slide in lecture["slides"])
     for quoted in re.findall(r'Lecture \d, (?:to|from) "([^"]+)"', part("## The sessions")):
         assert quoted in titles, quoted
-    assert re.findall(r'href="\.\./slides/lecture-(\d)\.html"', PAGE) == ["1", "2"]
+    assert re.findall(r'href="\.\./slides/lecture-(\d)\.html"', PAGE) == ["1", "2", "3"]
+
+
+def test_before_monday_names_files_and_commands_that_are_there():
+    text = part("## Before Monday")
+    assert re.findall(r"^(\d+)\. \*\*", text, flags=re.MULTILINE) == [str(n) for n in range(1, 11)]
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    for target in re.findall(r"`make (\w+)", text):
+        assert f"\n{target}: " in makefile
+    for file in re.findall(r"book/[\w./]+\w", text + part("## Material")):
+        assert (ROOT / file).exists(), file
+    for variable in re.findall(r"\b([A-Z]{4,})=", text):
+        assert f"$({variable})" in makefile
+
+
+def test_code_cells_of_the_site_can_be_linked_to():
+    """`local_extensions` of the configuration names what `cell_links.py` does; see `test_cell_links.py`."""
+    configuration = yaml.safe_load((ROOT / "_config.yml").read_text("utf-8"))
+    for name, folder in configuration["sphinx"]["local_extensions"].items():
+        assert (ROOT / "_build" / "stage" / folder / f"{name}.py").resolve().is_file()
 
 
 def test_the_page_states_no_measured_number_by_hand():
-    assert not re.search(r"\d\.\d", PAGE)
+    prose = re.sub(r"^```bash\n.*?^```$", "", PAGE, flags=re.MULTILINE | re.DOTALL)
+    assert not re.search(r"\d\.\d", prose)
 
 
 def test_costs_are_assumed_until_a_run_is_on_record(tmp_path):

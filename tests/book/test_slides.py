@@ -13,6 +13,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "book" / "slides.yml"
 LECTURES = slides.lectures(FILE)
+WORKS = slides.plain.read_works(ROOT / "book" / "references.bib", "")
 SVG = '<svg xmlns="http://www.w3.org/2000/svg" width="{}pt" height="100pt" viewBox="0 0 9 9"></svg>'
 each_slide = pytest.mark.parametrize(
     "slide", [pytest.param(slide, id=slide["title"]) for lecture in LECTURES for slide in lecture["slides"]]
@@ -51,8 +52,8 @@ class Slides(HTMLParser):
                 self.slides[-1]["heading"] += data
 
 
-def test_there_are_two_lectures_of_an_hour():
-    assert len(LECTURES) == 2
+def test_there_are_three_lectures_of_an_hour():
+    assert len(LECTURES) == 3
     for lecture in LECTURES:
         assert 12 <= len(lecture["slides"]) + 1 <= 16, "with the first"
         titles = [slide["title"] for slide in lecture["slides"]]
@@ -64,14 +65,15 @@ def test_a_slide_is_no_page_of_prose(slide):
     lines = slide.get("lines", [])
     assert len(lines) <= 4 and all(len(line) <= 120 for line in lines)
     assert sum(map(len, lines)) <= 330 and len(slide["title"]) <= 60
-    assert len(slide.get("notes", "")) <= 200
-    assert lines or "cell" in slide
+    assert 40 <= len(slide.get("notes", "")) <= 200, "each slide has notes, and short ones"
+    assert slides.SHOWN & set(slide), "a slide of words alone is half empty"
 
 
 @each_slide
 def test_a_slide_states_no_measured_number(slide):
     """Numbers in words are counts and formulas; a decimal or a percentage would be a result."""
-    for text in (slide["title"], slide.get("notes", ""), *slide.get("lines", [])):
+    words = slide["title"], slide.get("notes", ""), slide.get("table", ""), *slide.get("lines", [])
+    for text in words:
         assert not re.search(r"\d\.\d|\d\s*(%|percent|points?\b)", text), text
 
 
@@ -85,6 +87,31 @@ def test_the_cell_is_in_the_chapter_and_is_not_a_solution(slide):
     draws = "figure" in cell.metadata.get("tags", [])
     assert draws or any(call in cell.source for call in ("print(", "shown(", "tell(", "Markdown("))
     assert not (draws and {"between", "only"} & set(slide)), "these are for text"
+
+
+@each_slide
+def test_a_picture_of_digits_is_said_to_be_of_digits(slide):
+    """Of the cells that slides show, these train on the book's own images or draw them."""
+    of_digits = {
+        "01_first_run": ("fig-images", "fig-views", "one-step"),
+        "02_collapse": ("fig-watch", "fig-spectrum", "shift"),
+        "05_training": ("curves", "fig-scale", "scores"),
+        "06_evaluating": ("fig-labels",),
+        "07_scattering": ("fig-riddle",),
+        "08_baselines": ("train",),
+        "10_ablations": ("three-figure",),
+    }
+    if slide.get("cell") in of_digits.get(slide.get("notebook"), ()):
+        assert "digits" in " ".join([slide["title"], *slide["lines"]]).lower()
+
+
+@pytest.mark.parametrize("lecture", LECTURES, ids=lambda lecture: lecture["title"])
+def test_works_that_are_named_are_in_the_bibliography(lecture):
+    for slide in lecture["slides"]:
+        assert set(slide.get("sources", [])) <= set(WORKS)
+    if lecture is LECTURES[2]:
+        named = sum("sources" in slide for slide in lecture["slides"])
+        assert named >= 12, "what others have found has its source"
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +134,7 @@ def executed(tmp_path_factory):
 def test_each_slide_has_its_title_and_its_figure(executed, tmp_path, monkeypatch):
     monkeypatch.setattr(slides, "excerpt", lambda text, slide: text)
     pages = slides.write(FILE, executed, tmp_path)
-    assert [page.name for page in pages] == ["lecture-1.html", "lecture-2.html"]
+    assert [page.name for page in pages] == [f"lecture-{number}.html" for number in (1, 2, 3)]
     figures = 0
     for page, lecture in zip(pages, LECTURES, strict=True):
         text = page.read_text("utf-8")
@@ -130,10 +157,14 @@ def test_each_slide_has_its_title_and_its_figure(executed, tmp_path, monkeypatch
                 svg = (ROOT / "book" / "_static" / slide["drawing"]).read_text("utf-8")
                 alts = [re.search(r"<desc[^>]*>(.*?)</desc>", svg)[1]]
             assert found["alts"] == alts
+            if "table" in slide:
+                assert slide["table"].split("|")[1].strip() in found["text"]
+            for key in slide.get("sources", []):
+                assert f"{WORKS[key].authors}, {WORKS[key].year}" in found["text"]
             figures += len(alts)
         addresses = re.findall(r'(?:src|href)="([^"]+)"', text)
         assert "../_static/tex-svg.js" in addresses and not [a for a in addresses if "//" in a[:9]]
-    assert figures >= 12
+    assert figures >= 20
 
 
 @pytest.fixture
@@ -176,6 +207,17 @@ def test_formulas_text_and_tables(small):
     assert 'href="../notebooks/01_a.html#fig-a"' in wide
 
 
+def test_tables_and_sources(small, tmp_path):
+    (tmp_path / "references.bib").write_text(
+        "@misc{one2020, author = {One, Ada and Two, B. and Three, C.}, title = {T}, year = {2020}}"
+    )
+    text = small({"table": "| a | $k$ |\n| - | - |\n| 1 | 2 |\n", "sources": ["one2020"]})
+    assert "<td>1</td>" in text and r"\(k\)" in text
+    assert '<a href="../book/references.html">One et al., 2020</a>' in text
+    with pytest.raises(ValueError, match="no two2021"):
+        small({"lines": ["x"], "sources": ["two2021"]})
+
+
 def test_excerpts():
     text = "\nhead\nA 1\nB 2\nend\nA 3\n"
     assert slides.excerpt(text, {}) == "head\nA 1\nB 2\nend\nA 3"
@@ -197,6 +239,7 @@ def test_excerpts():
         ({"drawing": "gone.svg"}, [], "has no gone.svg"),
         ({"drawing": "favicon.svg"}, [], "has no <desc>"),
         ({"picture": "x"}, [], "unknown picture"),
+        ({"drawing": "method.svg", "table": "| a |"}, [], "show one of cell, drawing, table"),
         ({"title": ""}, [], "needs a title"),
     ],
 )

@@ -1,10 +1,15 @@
 """The student's edition holds stubs and checks as they are tested in the chapters, and no solution."""
 
+import re
+import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
+import repository
 import student
+from IPython.core.inputtransformer2 import TransformerManager
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,6 +83,58 @@ def test_no_solution_is_left(edition, name):
         assert cell.source not in text and "\n".join(own) not in text and f'"{cell.id}"' not in raw
 
 
+def test_each_notebook_names_its_chapter(edition):
+    for path in (edition / "notebooks").iterdir():
+        assert read(path).metadata["wmse"] == {"chapter": path.stem}
+
+
+def test_an_edition_without_a_published_repository_installs_from_a_wheel_beside_it(tmp_path):
+    """What the wheel holds is tested by installing it where no `wmse` is."""
+    site = "https://course.example/wmse"
+    folder = student.write(ROOT, tmp_path / "edition", wheel=True, site=site)
+    (wheel,) = (folder / "notebooks").glob("wmse-*.whl")
+    assert f'"./notebooks/{wheel.name}[book]"' in (folder / "README.md").read_text()
+    for path in sorted((folder / "notebooks").glob("*.ipynb")):
+        (setup,) = tagged(read(path), "setup")
+        assert "git+" not in setup.source
+        assert setup.source.count(f'%pip install --quiet "./{wheel.name}[book]"') == 1
+        text = path.read_text("utf-8")
+        assert "github.io" not in text and f"{site}/notebooks/{path.stem}.html" in text
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+    assert (tmp_path / "installed" / "wmse" / "reproduction" / "paper.csv").exists()
+
+    # The setup cell as IPython runs it, with a stand-in for pip.
+    (setup,) = tagged(read(folder / "notebooks" / "03_whitening.ipynb"), "setup")
+    begin, end = setup.source.index("from importlib.util"), setup.source.index("import torch")
+    code = TransformerManager().transform_cell(setup.source[begin:end])
+    asked = []
+    shell = SimpleNamespace(run_line_magic=lambda *words: asked.append(words))
+    names = {"get_ipython": lambda: shell}
+    exec(code, dict(names))
+    assert not asked, "wmse is installed here"
+    absent = code.replace('find_spec("wmse")', "None")
+    with pytest.raises(FileNotFoundError, match=f"Put {re.escape(wheel.name)}"):
+        exec(absent, dict(names))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder / "notebooks")
+        exec(absent, dict(names))
+    assert asked == [("pip", f'install --quiet "./{wheel.name}[book]"')]
+
+
+def test_the_command_asks_for_a_wheel_as_long_as_the_address_is_the_placeholder(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(student, "write", lambda **how: asked.append(how) or ROOT / "_build" / "student")
+    for name, words, expected in (
+        (repository.PLACEHOLDER, [], True),
+        (("me", "fork"), [], False),
+        (("me", "fork"), ["--wheel"], True),
+    ):
+        monkeypatch.setattr(student, "published", lambda root, name=name: name != repository.PLACEHOLDER)
+        assert student.main(words) == 0
+        assert asked[-1] == {"wheel": expected, "site": None}
+
+
 def test_outputs_and_build_marks_go_and_text_stays():
     cells = [
         new_markdown_cell("See [2](02_b.ipynb).", id="text"),
@@ -91,53 +148,3 @@ def test_outputs_and_build_marks_go_and_text_stays():
     assert edition.cells[0].source == "See [2](02_b.ipynb)."
     assert edition.cells[1].outputs == [] and edition.cells[1].execution_count is None
     assert executed.cells[1].outputs and len(executed.cells) == 3, "the source is left alone"
-
-
-@pytest.fixture
-def small(tmp_path):
-    """A repository with one chapter of five exercises, and that chapter as handed in."""
-    cells = [new_code_cell("import math", id="imports", metadata={"tags": ["imports"]})]
-    for slug in ("done", "wrong", "untouched", "early", "removed"):
-        stub = f"def {slug}(x):\n    raise NotImplementedError"
-        cells.append(new_code_cell(stub, id=f"exercise-{slug}", metadata={"tags": ["exercise"]}))
-        check = f"assert {slug}(4) == math.sqrt(4), 'not the root'"
-        cells.append(new_code_cell(check, id=f"check-{slug}", metadata={"tags": ["check"]}))
-    (tmp_path / "notebooks").mkdir()
-    nbformat.write(new_notebook(cells=cells), tmp_path / "notebooks" / "02_small.ipynb")
-    handed_in = read(tmp_path / "notebooks" / "02_small.ipynb")
-    given = {
-        "exercise-done": "def done(x):\n    return math.sqrt(x)",
-        "exercise-wrong": "def wrong(x):\n    return x",
-        "check-wrong": "print('I say it is right')",
-        "exercise-early": "import sys; sys.exit(0)",
-    }
-    handed_in.cells = [cell for cell in handed_in.cells if cell.id != "exercise-removed"]
-    for cell in handed_in.cells:
-        cell.source = given.get(cell.id, cell.source)
-    nbformat.write(handed_in, tmp_path / "02_ada.ipynb")
-    return tmp_path
-
-
-def test_marks_come_from_the_books_own_checks(small):
-    found = student.marks(small / "02_ada.ipynb", small)
-    assert found["done"] == "right"
-    assert found["wrong"] == "wrong: AssertionError: not the root", "the student's check does not count"
-    assert found["untouched"] == "not done"
-    assert found["early"].startswith("wrong") and found["removed"].startswith("missing")
-    assert student.verdict(["while True: pass"], seconds=1).startswith("too slow")
-    with pytest.raises(ValueError, match="number of a chapter"):
-        student.marks(small / "ada.ipynb", small)
-
-
-def test_the_command_marks_every_file_and_says_which_it_cannot_read(tmp_path, capsys):
-    """A chapter handed in untouched has no exercise done. A file that is not there stops no other."""
-    handed_in = tmp_path / CHAPTERS[0].name
-    handed_in.write_bytes(CHAPTERS[0].read_bytes())
-    count = len(tagged(read(handed_in), "exercise"))
-    assert student.main(["mark", str(handed_in)]) == 0
-    assert student.main(["mark", str(tmp_path / "01_gone.ipynb"), str(handed_in)]) == 1
-    printed = capsys.readouterr().out
-    assert printed.count(f"0 of {count} right") == 2 and printed.count(": not done") == 2 * count
-    assert "01_gone.ipynb: " in printed
-    with pytest.raises(SystemExit):
-        student.main(["mark"])
