@@ -81,7 +81,7 @@ def test_every_recipe_of_a_rung_takes_a_step(rung, small_cifar, tmp_path, monkey
 def test_stl10_trains_on_all_images_and_supervision_on_those_with_labels(small_stl10, tmp_path):  # noqa: F811
     lay_out(tmp_path, small_stl10[1], STL10)
     sets = {
-        name: training._load(get_recipe(f"stl10/{name}"), tmp_path, torch.device("cpu"), None)
+        name: training._load(get_recipe(f"stl10/{name}"), tmp_path, torch.device("cpu"), None)[0]
         for name in ("w-mse-2", "supervised")
     }
     assert [len(sets[name]["train"]) for name in sets] == [8, 3]

@@ -292,7 +292,7 @@ def worker_state(_image) -> torch.Tensor:
 
 def test_workers_have_one_thread_and_ignore_interrupts_though_the_parent_used_threads(paths):
     torch.rand(512, 512) @ torch.rand(512, 512)
-    loader = streams._loader(streams._Views(paths, worker_state, 1, 0), [[0], [1]], streamed(paths, 2))
+    loader = streams._loader(streams._Views(paths, worker_state, 1, 0, False), [[0], [1]], streamed(paths, 2))
     assert [piece.flatten().tolist() for piece in loader] == [[1, 1], [1, 1]]
 
 
