@@ -109,7 +109,7 @@ def section(slide: dict, notebook, place: int, total: int, works: dict[str, plai
     """One slide; `works` are those that `sources` can name."""
     shown, source = "", cited(slide.get("sources", []), works)
     if "table" in slide:
-        shown = table(slide["table"])
+        shown = f'<div class="own">{markdown.render(slide["table"])}</div>'
     if "drawing" in slide:
         shown = drawing(HERE / "_static" / slide["drawing"])
     if notebook is not None:
@@ -160,18 +160,14 @@ def output(cell, slide: dict) -> str:
         return "\n".join(picture(svg, alt) for svg in pictures)
     tables = [o.data["text/markdown"] for o in outputs if "text/markdown" in o.get("data", {})]
     if tables:
-        return table(LINK.sub(r"\1", excerpt("\n".join(tables), slide)))
+        text = LINK.sub(r"\1", excerpt("\n".join(tables), slide))
+        return f'<div class="table" style="{size_of_table(text)}">{markdown.render(text)}</div>'
     printed = "".join(o.text for o in outputs if o.output_type == "stream" and o.name == "stdout")
     if not printed.strip():
         raise ValueError(f"cell {cell.id} has neither drawn nor printed anything")
     text = excerpt(printed, slide)
     lines = text.splitlines()
     return f'<pre style="--columns: {max(map(len, lines))}; --rows: {len(lines)}">{escape(text)}</pre>'
-
-
-def table(text: str) -> str:
-    """Markdown with tables, in type as large as fits."""
-    return f'<div class="table" style="{size_of_table(text)}">{markdown.render(text)}</div>'
 
 
 def size_of_table(text: str) -> str:
