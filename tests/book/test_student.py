@@ -122,6 +122,15 @@ def test_an_edition_without_a_published_repository_installs_from_a_wheel_beside_
     assert asked == [("pip", f'install --quiet "./{wheel.name}[book]"')]
 
 
+def test_an_address_of_ones_own_counts_as_published(tmp_path):
+    (tmp_path / "_config.yml").write_text((ROOT / "_config.yml").read_text("utf-8"))
+    placeholder = "https://github.com/" + "/".join(repository.PLACEHOLDER)
+    repository.rename(placeholder, tmp_path)
+    assert not repository.published(tmp_path)
+    repository.rename("https://github.com/me/fork", tmp_path)
+    assert repository.published(tmp_path)
+
+
 def test_the_command_asks_for_a_wheel_as_long_as_the_address_is_the_placeholder(monkeypatch, tmp_path):
     asked = []
     monkeypatch.setattr(student, "write", lambda **how: asked.append(how) or ROOT / "_build" / "student")
