@@ -167,3 +167,15 @@ def test_of_many_comparisons_the_correction_keeps_the_clear_ones(tmp_path):
     found = corrected_sides(several, read_records(tmp_path)[0])
     assert found[several[0].choice, "Euclidean"] == "not told apart"
     assert {side for key, side in found.items() if key[1] != "Euclidean"} == {"behind"}
+
+
+def test_a_correction_at_one_budget_is_not_taken_for_that_of_another(tmp_path):
+    budgets = "digits", "cifar10-cpu"
+    for budget, lead in zip(budgets, (5.0, -5.0), strict=True):
+        paper, detached, *_ = THREE[budget].settings
+        for seed in SEEDS:
+            put(tmp_path, record_of(paper, seed, 60.0 + 0.1 * seed), f"{budget}/a/{seed}")
+            put(tmp_path, record_of(detached, seed, 60.0 + lead + 0.1 * seed), f"{budget}/b/{seed}")
+    found = corrected_sides([THREE[budget] for budget in budgets], read_records(tmp_path)[0])
+    label = THREE["digits"].settings[1].label
+    assert [found[THREE[budget].choice, label] for budget in budgets] == ["ahead", "behind"]

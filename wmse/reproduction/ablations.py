@@ -55,7 +55,7 @@ ABLATIONS = {
     "distance": Ablation(
         "distance between positives", (Setting("cosine"), Setting("Euclidean", {"normalize": False}))
     ),
-    "positives": Ablation(  # as many views in all and in each step: more positives, fewer epochs
+    "positives": Ablation(  # as many views in all, as many images in each step: more positives, fewer steps
         "positives of an image, d",
         (
             Setting("2", name="digits/w-mse-2-half-batch"),
@@ -150,7 +150,7 @@ def three_w_mses(budget: str) -> Ablation:
     """W-MSE 2 as in the paper against solo-learn's differences: each alone, then all, at a budget."""
     paper = Setting("as in\nthe paper", name=f"{budget}/w-mse-2")
     others = (Setting(SOLO_LEARN_LABELS[name], name=f"{paper.name}-{name}") for name in SOLO_LEARN)
-    return Ablation("difference from the paper's W-MSE 2", (paper, *others))
+    return Ablation(f"difference from the paper's W-MSE 2, {budget}", (paper, *others))
 
 
 def compare(ablation: Ablation, entries: Sequence[Entry], metric: str = "linear_top1") -> list[Compared]:

@@ -1,12 +1,15 @@
 """The claims of the paper's abstract and what our records say of them, by rules that `RULES` dates.
 
-A claim that compares methods needs three seeds of each at one budget. They give the difference of the means
-with Welch's 95% interval (`verdicts`), and the verdict follows from where that interval lies:
+A claim that compares methods needs three seeds of each at one budget. For accuracies they give the difference
+of the means with Welch's 95% interval (`verdicts`), and the verdict follows from where that interval lies:
 
     holds           all of it where the claim says
     fails           none of it there
     open            some of it there, or the runs of a method are unstable
     not yet tested  fewer than three seeds of a method that the claim compares
+
+"No collapse" has no interval: its rule looks at every single run. A claim with several comparisons holds if
+all of them do, and fails if one does.
 """
 
 from collections.abc import Callable, Mapping, Sequence
