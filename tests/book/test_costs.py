@@ -140,6 +140,6 @@ def test_the_build_takes_what_the_readme_states(entries):
     assert "`make book` takes about six minutes (again, with nothing changed: under a minute)" in readme
     assert 0.6 < 6 / measured["the book, from nothing"] < 1.7
     assert measured["the book, nothing changed"] < 1
-    assert "twenty minutes or so on two cores (`cifar10-laptop/`)" in readme
+    assert "half an hour to two hours on two cores, depending on the processor (`cifar10-laptop/`)" in readme
     seconds = queue.cost(get_recipe("cifar10-laptop/w-mse-2"), "cpu", entries)["seconds"]
-    assert 0.6 < 20 / (seconds / 60) < 1.7
+    assert 30 / 1.7 < seconds / 60 < 120 / 0.6
