@@ -57,6 +57,7 @@ def test_a_difference_is_told_apart_exactly_where_its_p_value_is_below_5_percent
         (-3.0, -1.01, "behind, beyond the margin"),
         (-0.9, 0.9, "not told apart, within the margin"),
         (-0.9, 30.0, "not told apart, across the margin"),
+        (-2.7, 3.5, "not told apart, across the margin"),
         (0.0, 0.5, "not told apart, within the margin"),
         (-MARGIN, 0.5, "not told apart, across the margin"),
     ],

@@ -3,12 +3,12 @@
 The interval is Welch's, over runs with different seeds; at least `MIN_SEEDS` of each side are needed.
 
     ahead, behind, not told apart     the interval lies above 0, lies below 0, or contains 0
-    within, across, beyond the margin it lies between -margin and +margin, contains one of the two, or lies
-                                      outside both
+    within, across, beyond the margin it lies between -margin and +margin, contains one or both of the two,
+                                      or lies beyond them
     unstable                          in place of both words: the runs of a side scatter by more than
                                       `SCATTER`, so that a mean describes none of them
 
-Where many settings are compared, `holm` corrects for all comparisons that were made.
+Where many settings are compared, `holm` corrects for all comparisons that have a verdict.
 """
 
 from collections.abc import Sequence
