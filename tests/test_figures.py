@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import matplotlib
@@ -71,6 +72,53 @@ def test_a_setting_far_off_is_told_at_the_edge_where_it_is_far_off(seeds_by_sett
     assert words(dimensions) == ["no run yet"] and [19.0, 21.5] in marks(dimensions)
     above = {"x": {"a": [1.0, 2.0], "c": [90.0]}}
     assert words(seeds_by_setting(above, "choice", outside=["c"]).axes[0]) == ["90 →"]
+
+
+# What eyes without one kind of cone see of linear RGB, at severity 1.0: Machado, Oliveira and Fernandes,
+# "A physiologically-based model for simulation of color vision deficiency", IEEE TVCG 15(6), 2009.
+SIGHT = {
+    "all cones": np.eye(3),
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.01182, 0.04294, 0.968881],
+    ],
+}
+TO_XYZ = np.array(
+    [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+)  # of linear sRGB
+
+
+def least_difference(colours, matrix):
+    """The smallest distance of two colours in CIELAB, as eyes with that matrix see them."""
+    rgb = np.array([matplotlib.colors.to_rgb(colour) for colour in colours])
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    xyz = np.clip(linear @ np.transpose(matrix), 0, 1) @ TO_XYZ.T / TO_XYZ.sum(1)
+    x, y, z = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116).T
+    lab = np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=1)
+    return min(np.linalg.norm(one - other) for one, other in combinations(lab, 2))
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+def test_ten_classes_have_ten_colours_that_colour_blind_readers_can_tell_apart(sight):
+    """A difference of 2.3 in CIELAB is just noticeable; small marks need several times as much."""
+    assert len(figures.CLASS_COLOURS) == len(figures.MARKERS) == 10
+    assert least_difference(figures.CLASS_COLOURS, SIGHT[sight]) > 15
+    red_and_green = ["#9E5A00", "#5F7300"]
+    assert (least_difference(red_and_green, SIGHT[sight]) < 15) == (sight != "all cones"), "the test can fail"
+
+
+def test_a_legend_and_a_cloud_show_each_class_in_its_own_colour():
+    import matplotlib.pyplot as plt
+
+    ax = figures.scatter(np.zeros((10, 2)), torch.arange(10), list("0123456789"), plt.gca())
+    shown = [matplotlib.colors.to_hex(drawn.get_facecolor()[0]).upper() for drawn in ax.collections]
+    assert shown == list(figures.CLASS_COLOURS) and shown[0] != shown[8]
 
 
 def test_classes_differ_in_more_than_colour():

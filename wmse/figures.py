@@ -1,8 +1,9 @@
 """The book's figures and tables: one style, the plots that chapters share, a Markdown table, and titles.
 
-Colours are Okabe and Ito's, which colour-blind readers can tell apart; classes carry a marker as well. No
-figure is wider than `WIDTH`: a phone shrinks it to some 340 pixels, and its text is still ten pixels high.
-Everything heavy is imported where it is used, so that titles cost nothing.
+Colour-blind readers can tell the colours apart: Okabe and Ito's eight for methods and settings, Petroff's ten
+for classes, which carry a marker as well. No figure is wider than `WIDTH`: a phone shrinks it to some 340
+pixels, and its text is still ten pixels high. Everything heavy is imported where it is used,
+so that titles cost nothing.
 """
 
 import atexit
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 OKABE_ITO = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000", "#F0E442")
+# The sequence of ten of M. A. Petroff, "Accessible Color Sequences for Data Visualization", arXiv:2107.02270.
+CLASS_COLOURS = ("#3F90DA", "#FFA90E", "#BD1F01", "#94A4A2", "#832DB6")
+CLASS_COLOURS += ("#A96B59", "#E76300", "#B9AC70", "#717581", "#92DADD")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 WIDTH = 5.2  # inches
 
@@ -44,10 +48,8 @@ METHOD_TITLES = {
     "simsiam": "SimSiam",
     "shuffled-dbn": "Shuffled-DBN",
     "all4one": "All4One",
-    "moco": "MoCo",
     "moco-v2": "MoCo v2",
     "swav": "SwAV",
-    "align-uniform": "Align-Uniform",
     "supervised": "supervised",
     "random-encoder": "random encoder",
     "raw-pixels": "raw pixels",
@@ -121,8 +123,9 @@ def scatter(
     import numpy as np
 
     labels = np.asarray(labels)
-    dots = {"s": 14, "alpha": 0.75, "linewidths": 0, "rasterized": True}
-    styles = zip(itertools.cycle(OKABE_ITO), itertools.cycle(MARKERS), strict=False)
+    # Of thousands of points large ones would hide each other.
+    dots = {"s": 24 if len(labels) <= 1000 else 12, "alpha": 0.8, "linewidths": 0, "rasterized": True}
+    styles = zip(itertools.cycle(CLASS_COLOURS), itertools.cycle(MARKERS), strict=False)
     for index, (name, (colour, marker)) in enumerate(zip(classes, styles, strict=False)):
         ax.scatter(*points[labels == index].T, color=colour, marker=marker, label=name, **dots)
     ax.set(xticks=[], yticks=[])
@@ -156,7 +159,7 @@ def umap_layout(points: "Tensor", seed: int) -> "np.ndarray":
 
 def class_legend(figure: "Figure", ax: "Axes", columns: int = 5) -> None:
     """One legend for several `scatter` plots of the same classes, below the figure."""
-    spacing = {"markerscale": 2.2, "columnspacing": 0.9, "handletextpad": 0.1}
+    spacing = {"markerscale": 1.9, "columnspacing": 0.9, "handletextpad": 0.1}
     figure.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=columns, **spacing)
 
 

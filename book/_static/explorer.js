@@ -215,6 +215,7 @@
 
   host.replaceChildren();
   host.classList.add("explorer");
+  const whitening = make("fieldset", {}, make("form", { "aria-label": "Whitening", class: "above" }, host));
   const panels = make("div", { class: "panels" }, host);
   const before = panel(panels, "Before", "The cloud before whitening. Drag it, or move it with the arrow keys.");
   const after = panel(panels, "After", "The cloud after whitening.");
@@ -260,8 +261,8 @@
     return [title, rows.flatMap((row) => [0, 1].map(() => make("td", {}, row)))];
   }));
 
-  const form = make("form", { "aria-label": "Settings of the explorer" }, host);
-  form.addEventListener("submit", (event) => event.preventDefault());
+  const form = make("form", { "aria-label": "The cloud" }, host);
+  for (const one of host.querySelectorAll("form")) one.addEventListener("submit", (event) => event.preventDefault());
   const inputs = {};
   function group(title, names) {
     const set_ = make("fieldset", {}, form);
@@ -290,16 +291,17 @@
     refresh(input);
   }
 
-  const whitening = make("fieldset", {}, form);
   make("legend", {}, whitening, "Whitening");
+  const choices = make("div", { class: "choices" }, whitening);
   const radios = window.whiten2d.METHODS.map((method) => {
-    const label = make("label", { class: "choice" }, whitening);
+    const label = make("label", { class: "choice" }, choices);
     const radio = make("input", { type: "radio", name: "explorer-method", value: method }, label);
     label.append(` ${NAMES[method]}`);
     radio.addEventListener("change", () => { model.method = method; refresh(); });
     return radio;
   });
-  for (const name of ["steps", "size", "eps", "slice"]) addField(name, whitening);
+  const fields = make("div", { class: "fields" }, whitening);
+  for (const name of ["size", "eps", "steps", "slice"]) addField(name, fields);
   group("Cloud", ["centreX", "centreY", "length", "width", "angle"]);
   const single = group("One point", ["point", "pointX", "pointY"]);
   const reset = make("button", { type: "button" }, single, "Start again");

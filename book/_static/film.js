@@ -1,5 +1,6 @@
 // Plays the film of chapter 7. A page holds <div class="film"> with its data as JSON inside; see book/tools/film.py.
-// No library. Without this script the page still has the six frames of its figure.
+// With the class "small" too it is the landing page's, with fewer numbers. Nothing moves until it is played.
+// No library. Without this script the page still has a picture.
 (() => {
   "use strict";
 
@@ -9,6 +10,16 @@
     .film { border: 1px solid var(--pst-color-border, #999); border-radius: .4rem; padding: .75rem; margin: 1rem 0;
       background: var(--pst-color-background, #fff); color: var(--pst-color-text-base, #222); }
     .film .runs { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); gap: 1rem; }
+    .film.small .runs { grid-template-columns: 1fr 1fr; gap: .5rem; }
+    .film.small { padding: .5rem; margin: 0; }
+    .film.small .controls { gap: .25rem; margin-bottom: .25rem; }
+    .film.small .controls button { min-height: 2rem; min-width: 2rem; padding: .125rem .5rem; }
+    .film.small .slide { flex-basis: 6rem; }
+    .film.small .slide span, .film.small .size { display: none; }
+    .film.small output { min-width: 5.5rem; }
+    .film.small canvas.cloud { width: 85%; }
+    .film.small dl, .film.small .legend { font-size: .75rem; }
+    .film.small .legend { gap: 0 .5rem; margin-top: .25rem; }
     .film figure { margin: 0; min-width: 0; }
     .film .film-title { font-weight: bold; margin: 0 0 .25rem; }
     .film canvas.cloud { width: 100%; aspect-ratio: 1; background: #fff; border: 1px solid #999; display: block; }
@@ -96,8 +107,10 @@
     const runs = Object.values(film.runs);
     const last = runs[0].frames.length - 1;
     const still = window.matchMedia("(prefers-reduced-motion: reduce)");
+    const facts = FACTS.filter(([key]) => !film.facts || film.facts.includes(key));
     const style = (label) => [film.markers[label % film.markers.length], film.colours[label % film.colours.length]];
-    let now = 0; // the frame shown; between two whole numbers while it plays
+    // The frame shown; between two whole numbers while it plays. The small film shows what comes out first.
+    let now = root.classList.contains("small") ? last : 0;
     let playing = false;
     let before = null; // time of the animation's last tick
     let timer = 0;
@@ -121,13 +134,13 @@
       make(figure, "p", { className: "film-title", textContent: run.label });
       const canvas = make(figure, "canvas", { className: "cloud" });
       canvas.setAttribute("role", "img");
-      const facts = make(figure, "div", { className: "facts" });
-      const size = make(facts, "div", { className: "size" });
+      const below = make(figure, "div", { className: "facts" });
+      const size = make(below, "div", { className: "size" });
       const disc = make(make(size, "div", { className: "ring" }), "div", { className: "disc" });
       make(size, "div", { textContent: "true size" });
       size.setAttribute("aria-hidden", "true"); // the standard deviation, drawn
-      const list = make(facts, "dl");
-      const values = FACTS.map(([, words]) => {
+      const list = make(below, "dl");
+      const values = facts.map(([, words]) => {
         make(list, "dt", { textContent: words });
         return make(list, "dd");
       });
@@ -155,9 +168,9 @@
         const scale = (side - 2 * margin) / film.grid;
         const place = (i) => margin + scale * (a[i] + share * (b[i] - a[i]));
         film.labels.forEach((name, i) =>
-          mark(drawing, place(2 * i), side - place(2 * i + 1), Math.max(2.2, side / 120), ...style(name)));
+          mark(drawing, place(2 * i), side - place(2 * i + 1), Math.max(3, side / 90), ...style(name)));
         const frame = run.frames[whole];
-        FACTS.forEach(([key, , digits], i) => { values[i].textContent = frame[key].toFixed(digits); });
+        facts.forEach(([key, , digits], i) => { values[i].textContent = frame[key].toFixed(digits); });
         disc.style.width = disc.style.height = `${100 * Math.min(1, frame.embedding_std)}%`;
         canvas.setAttribute("aria-label", `UMAP layout of the ${run.label} run's embeddings at ${when}; effective rank `
           + `${frame.effective_rank.toFixed(1)}, 5-NN accuracy of the embeddings ${frame.knn5_embeddings.toFixed(1)}%`);

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import numpy as np
 
 from wmse import figures, machine, records
 from wmse.figures import markdown_table
@@ -20,12 +21,17 @@ from wmse.records import Entry, Record
 from wmse.reproduction import ablations, claims, queue, tables, tuning
 
 # Parts of pages; on which page each stands is said where it is made.
-LANDING, LEDGER, COMPUTE = "landing-results.md", "report-ledger.md", "report-compute.md"
+LANDING, FILM = "landing-results.md", "landing-film.md"
+LEDGER, COMPUTE = "report-ledger.md", "report-compute.md"
 TUNING, PROVENANCE = "report-tuning.md", "report-provenance.md"
 TIMES, COSTS = "course-times.md", "course-costs.md"
 INDEX = "book/records/index"
 
 METRIC = "linear_top1"  # of the landing page's table
+FILMS = ("cifar10.json", "digits.json")  # the first that exists is played
+FILM_IMAGES = 150  # on the landing page
+FILM_FACTS = ("effective_rank", "knn5_embeddings")
+LAST_FRAME = "UMAP layouts after training: MSE mixes the classes, W-MSE 2 has a group for each."
 METHODS = ("w-mse-2", "w-mse-4", "simclr", "byol", "mse")
 VERDICTS = {"holds": "✓ holds", "fails": "✗ fails", "open": "○ open"}
 PROJECTS = {  # recipes that projects of the course are made of, and the least that they need
@@ -73,6 +79,7 @@ def write(results: Path, stage: Path, chapters: Sequence[str]) -> list[str]:
     executed = chapter_times(stage / "notebooks", chapters)
     parts = {
         LANDING: landing(entries),
+        FILM: small_film(results / "film", stage / "book" / "_static" / "landing-film.svg"),
         LEDGER: ledger(entries),
         TUNING: tuned(entries),
         PROVENANCE: provenance(entries),
@@ -131,6 +138,40 @@ def landing(entries: Sequence[Entry]) -> str:
             lines.append([titles[method], *measured, said])
     text = markdown_table(header, lines, range(1, len(header))) + "\n"
     return text if budgets else f"{text}\n{NONE_YET}\n"
+
+
+def small_film(films: Path, picture: Path) -> str:
+    """The player of chapter 7's film for the landing page: fewer images and numbers, to be light.
+
+    CIFAR-10's film if there is one, else that of digits; a sentence if there is none. The last frame is drawn
+    to `picture`, for browsers without scripts.
+    """
+    path = next((films / name for name in FILMS if (films / name).exists()), None)
+    if not path:
+        return "No film is on record yet.\n"
+    film = json.loads(path.read_text("utf-8"))
+    runs = {}
+    for name, run in film["runs"].items():
+        keys = "epoch", "embedding_std", *FILM_FACTS
+        frames = [
+            {key: frame[key] for key in keys} | {"points": frame["points"][: 2 * FILM_IMAGES]}
+            for frame in run["frames"]
+        ]
+        runs[name] = {"label": run["label"], "frames": frames}
+    shown = {"classes": film["classes"], "labels": film["labels"][:FILM_IMAGES], "grid": film["grid"]}
+    shown |= {"runs": runs, "facts": FILM_FACTS}
+    shown |= {"colours": figures.CLASS_COLOURS, "markers": figures.MARKERS}
+    draw_last_frame(shown, picture)
+    text = json.dumps(shown, separators=(",", ":")).replace("</", "<\\/")
+    title = figures.DATASET_TITLES[path.stem]
+    epochs = film["runs"][next(iter(runs))]["frames"][-1]["epoch"]
+    return f"""<div class="film small"><script type="application/json">{text}</script>
+<noscript><img src="../_static/{picture.name}" alt="{LAST_FRAME}"></noscript></div>
+<script src="../_static/film.js" defer></script>
+
+{FILM_IMAGES} test images of {title} over {epochs:.0f} epochs, laid out by UMAP, which hides the size of a
+cloud: [the whole film](../notebooks/07_scattering.ipynb#the-film).
+"""
 
 
 def _mean_of_seeds(score: Any) -> str:
@@ -374,22 +415,47 @@ def draw_curve(curve: Sequence[dict[str, float]] | None, path: Path) -> Path | N
     """
     if not curve:
         return None
+    plt = _pyplot()
+    epochs = [row["epoch"] for row in curve]
+    figure, axes = plt.subplots(2, 1, figsize=(figures.WIDTH, 4.6), sharex=True)
+    drawn = {"loss": "o", "effective_rank": "s"}
+    for ax, (key, marker), colour in zip(axes, drawn.items(), figures.OKABE_ITO, strict=False):
+        values = [row[key] for row in curve]
+        style = {"color": colour, "marker": marker, "markevery": max(1, len(epochs) // 10)}
+        ax.plot(epochs, values, clip_on=False, zorder=3, **style)  # markers at an edge are drawn whole
+        ax.set_ylabel(key.replace("_", " "))
+    axes[1].set_xlabel("epoch")
+    axes[1].set_ylim(0, 1.1 * max(row["effective_rank"] for row in curve))
+    _save_figure(figure, path)
+    return path
+
+
+def draw_last_frame(film: dict[str, Any], path: Path) -> None:
+    """The last frame of each run of a film, side by side, as an SVG."""
+    figure, axes = _pyplot().subplots(1, len(film["runs"]), figsize=(figures.WIDTH, 3.2))
+    for ax, run in zip(axes, film["runs"].values(), strict=True):
+        points = np.array(run["frames"][-1]["points"]).reshape(-1, 2)
+        figures.scatter(points, np.array(film["labels"]), film["classes"], ax)
+        limits = -30, film["grid"] + 30
+        ax.set(title=run["label"], aspect="equal", xlim=limits, ylim=limits)
+    figures.class_legend(figure, axes[0])
+    _save_figure(figure, path)
+
+
+def _pyplot() -> Any:
+    """matplotlib.pyplot in the book's style, without a screen."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figures.use_style()
-    epochs = [row["epoch"] for row in curve]
-    figure, axes = plt.subplots(2, 1, figsize=(figures.WIDTH, 4.6), sharex=True)
-    drawn = {"loss": "o", "effective_rank": "s"}
-    for ax, (key, marker), colour in zip(axes, drawn.items(), figures.OKABE_ITO, strict=False):
-        values = [row[key] for row in curve]
-        ax.plot(epochs, values, color=colour, marker=marker, markevery=max(1, len(epochs) // 10))
-        ax.set_ylabel(key.replace("_", " "))
-    axes[1].set_xlabel("epoch")
-    axes[1].set_ylim(bottom=0)
+    return plt
+
+
+def _save_figure(figure: Any, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
     plt.close(figure)
-    return path

@@ -1,5 +1,7 @@
 """What pages say of the records follows the records: the landing table, the report, a page for each run."""
 
+import gzip
+import json
 import re
 import shutil
 from pathlib import Path
@@ -9,7 +11,7 @@ import pytest
 from example_records import example_record, parsed, put
 
 from wmse import records
-from wmse.figures import METHOD_TITLES
+from wmse.figures import CLASS_COLOURS, METHOD_TITLES
 from wmse.reproduction import ablations, claims
 from wmse.reproduction.paper import paper_figure
 
@@ -43,6 +45,7 @@ def made(results, tmp_path):
     ("page", "part"),
     [
         ("preface", pages.LANDING),
+        ("preface", pages.FILM),
         ("reproduction-report", pages.LEDGER),
         ("reproduction-report", pages.COMPUTE),
         ("reproduction-report", pages.PROVENANCE),
@@ -121,6 +124,26 @@ def test_the_landing_page_leads_on():
         assert part in page
     for link in ("09_tables.ipynb", "reproduction-report.md#ledger-of-claims", "howto.md"):
         assert link in page
+
+
+def test_the_landing_pages_film_is_light_and_has_the_first_film_on_record(results, made):
+    assert made()[0]["landing-film"] == "No film is on record yet.\n"
+    shutil.copytree(ROOT / "results" / "film", results / "film")
+    (results / "film" / "cifar10.json").unlink(missing_ok=True)
+    text = made()[0]["landing-film"]
+    film = json.loads(re.search(r'<script type="application/json">(.*?)</script>', text)[1])
+    whole = json.loads((results / "film" / "digits.json").read_text("utf-8"))
+    assert film["colours"] == list(CLASS_COLOURS) and len(film["labels"]) == pages.FILM_IMAGES
+    for name, run in film["runs"].items():
+        for frame, full in zip(run["frames"], whole["runs"][name]["frames"], strict=True):
+            assert frame["points"] == full["points"][: 2 * len(film["labels"])]
+            assert {"epoch", "embedding_std", *film["facts"]} < set(frame)
+    assert "of digits over 64 epochs," in text and len(gzip.compress(text.encode())) < 25_000
+    assert re.search(r'<noscript><img src="../_static/landing-film.svg" alt="[^"]{40,}"></noscript>', text)
+    picture = results.parent / "stage" / "book" / "_static" / "landing-film.svg"
+    assert "<svg" in picture.read_text("utf-8") and picture.stat().st_size < 60_000
+    (results / "film" / "cifar10.json").write_text(json.dumps(whole), "utf-8")
+    assert "of CIFAR-10 over" in made()[0]["landing-film"], "the larger one comes first"
 
 
 # The reproduction report.
@@ -266,3 +289,13 @@ def test_the_same_numbers_are_the_same_picture(tmp_path):
     for name in ("a.svg", "b.svg"):
         pages.draw_curve(CURVE, tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def test_markers_at_the_edge_of_a_curve_are_drawn_whole(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(pages, "_save_figure", lambda figure, path: shown.append(figure))
+    ranks = zip(CURVE, (0, 1, 40), strict=True)
+    pages.draw_curve([row | {"effective_rank": rank} for row, rank in ranks], tmp_path / "a.svg")
+    for ax in shown[0].axes:
+        assert not ax.lines[0].get_clip_on()
+    assert shown[0].axes[1].get_ylim()[0] == 0 and shown[0].axes[1].get_ylim()[1] > 40

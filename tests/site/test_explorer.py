@@ -176,7 +176,7 @@ def test_everything_is_reached_by_tab_and_shows_it(page):
         page.locator(".explorer :is(input:not([type=radio]), button, [role=button][tabindex='0'])").count()
         + 1
     )
-    handle(page, "Point 1 ").focus()
+    page.locator(".explorer input[type=radio]:checked").focus()
     reached = 0
     while page.evaluate("document.activeElement.closest('.explorer') !== null"):
         reached += 1
@@ -243,6 +243,37 @@ def test_panels_stand_side_by_side_and_stack_when_narrow(page):
         first, second = (panel.bounding_box() for panel in page.locator(".explorer .panels svg").all())
         assert (abs(first["y"] - second["y"]) < 1) == beside
         assert max(first["x"] + first["width"], second["x"] + second["width"]) <= width
+
+
+def test_controls_and_both_panels_are_on_one_screen(page):
+    """What is changed most, the clouds and the sentence about them; the theme's bar covers the top."""
+    page.evaluate("scrollTo(0, document.querySelector('#whitening-explorer').getBoundingClientRect().top)")
+    first = page.locator(".explorer .above").bounding_box()
+    last = page.locator(".explorer .summary").bounding_box()
+    bar = page.locator(".bd-header-article").bounding_box()["height"]
+    assert last["y"] + last["height"] - first["y"] < 900 - bar
+    for label in page.locator(".explorer .above .field label").all():
+        assert label.bounding_box()["height"] < 30, "a label on one line"
+        assert label.evaluate("(one) => one.scrollWidth <= one.clientWidth"), label.inner_text()
+
+
+def test_what_is_refused_is_told_beside_the_axis_on_a_ground_of_its_own(page):
+    choose(page, width=0)
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 900})
+        message = page.locator(".explorer .message")
+        box, frame = message.bounding_box(), page.locator(".explorer .frame").nth(1).bounding_box()
+        assert box["x"] > frame["x"] and box["x"] + box["width"] < frame["x"] + frame["width"]
+        assert box["y"] > frame["y"] and box["y"] + box["height"] < frame["y"] + frame["height"]
+        ground = message.evaluate("(one) => getComputedStyle(one).backgroundColor")
+        assert not ground.startswith("rgba(0, 0, 0, 0"), "lines of the grid run through its words"
+
+
+def test_matrices_stand_in_brackets(page):
+    for table in page.locator(".explorer table").all():
+        drawn = table.evaluate("(one) => getComputedStyle(one).backgroundImage")
+        assert drawn.count("linear-gradient") == 4, "a hook at each end of two bars"
+        assert table.evaluate("(one) => getComputedStyle(one).borderLeftWidth") == "2px"
 
 
 def test_axes_and_handles_have_words_within_the_picture(page):

@@ -153,6 +153,77 @@ def test_the_first_chapter_is_light(context, address):
     assert own < LIMIT
 
 
+WIDE_TABLES = """() => [...document.querySelectorAll("article table")]
+    .filter((table) => table.scrollWidth > table.parentElement.clientWidth + 1)
+    .map((table) => `${table.querySelector("th")?.textContent}: ${table.scrollWidth} px`)"""
+
+
+@pytest.mark.parametrize("name", ["notebooks/09_tables.html", "book/speed.html"])
+def test_no_table_is_cut_on_a_phone(name, context, address):
+    page, _ = opened(context, f"{address}/{name}")
+    page.set_viewport_size({"width": WIDTHS[1], "height": 900})
+    page.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    page.wait_for_timeout(300)  # for the observers of sizes
+    assert page.locator("article table").count() > 3 and page.evaluate(WIDE_TABLES) == []
+    for cell in page.locator("table.listed td").all()[:20]:
+        assert cell.get_attribute("data-name"), "each cell says its column's name"
+    page.set_viewport_size({"width": WIDTHS[0], "height": 900})
+    page.wait_for_timeout(300)
+    assert page.locator("table.listed").count() == 0
+
+
+# Marks that begin a line, though they belong to the formula before them.
+ORPHANS = """() => [...document.querySelectorAll("article span.math")].flatMap((formula) => {
+    const after = formula.nextSibling;
+    const mark = after?.nodeType === Node.TEXT_NODE && after.data.match(/^[,.;:?!)]/);
+    if (!mark) return [];
+    const range = document.createRange();
+    range.setStart(after, 0);
+    range.setEnd(after, 1);
+    return range.getBoundingClientRect().top > formula.getBoundingClientRect().bottom - 2
+        ? [formula.parentElement.textContent.slice(0, 40)] : [];
+})"""
+
+
+def test_no_comma_begins_a_line_on_a_phone(context, address):
+    page, _ = opened(context, f"{address}/notebooks/03_whitening.html")
+    assert page.locator("article .unbroken").count() > 10
+    for width in range(360, 420, 6):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate(ORPHANS) == [], f"{width} pixels wide"
+
+
+def test_the_landing_page_has_no_holes_and_a_film_that_waits(context, address):
+    page, _ = opened(context, f"{address}/book/preface.html")
+    for row in page.locator(".landing > .sd-row").all():
+        ends = []
+        for column in row.locator(":scope > .sd-col").all():
+            box = column.locator(":scope > *").last.bounding_box()
+            ends.append(box["y"] + box["height"])
+        assert max(ends) - min(ends) < 80, "a column ends far above its neighbour"
+    film = page.locator(".film.small")
+    assert film.bounding_box()["height"] < 400 and film.locator("canvas.cloud").count() == 2
+    before = film.locator("output").inner_text()
+    page.wait_for_timeout(1500)
+    assert film.locator("output").inner_text() == before and film.locator(".play").inner_text() == "Play"
+    film.locator(".play").click()
+    page.wait_for_timeout(1500)
+    assert film.locator("output").inner_text() != before
+
+
+def test_links_that_need_the_repository_say_that_it_is_not_published(context, address):
+    configuration = (SITE.parents[1] / "_config.yml").read_text("utf-8")
+    if "not-published.js" not in configuration:
+        pytest.skip("the repository is published")
+    page, _ = opened(context, f"{address}/notebooks/03_whitening.html")
+    assert page.locator(".bd-header-announcement").count() == 0
+    dead = page.locator('a[href*="colab.research.google.com"], .article-header-buttons a[href*="github.com"]')
+    assert dead.count() >= 2
+    for link in dead.all():
+        said = link.get_attribute("data-bs-original-title") or link.get_attribute("title")
+        assert said.startswith("Not published yet"), link.get_attribute("href")
+
+
 def test_the_first_address_leads_to_the_preface(context, address):
     page = context.new_page()
     page.goto(f"{address}/{FORWARD}")

@@ -5,6 +5,7 @@ terminal, for Markdown with all columns, and for a page of the book, whose few c
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,12 +22,13 @@ from wmse.reproduction.verdicts import MARGIN, MIN_SEEDS, mean_interval
 SCORED_ON = {"cifar10": 10_000, "cifar100": 10_000, "stl10": 8_000}
 SCORED_ON |= {"tiny-imagenet": 5_000, "imagenet100": 5_000}
 
-MARKS = {"sure": "", "second-hand": "†", "unsure": "?"}
+MARKS = {"sure": "", "second-hand": "†"}
 OWN_PROTOCOL = "‡"
-LEGEND = f"""† second-hand: read in later work that copies it. ? unsure: remembered, seen nowhere.
+LEGEND = f"""† second-hand: read in later work that copies it.
 {OWN_PROTOCOL} in a protocol of its own, to which a difference may be due.
 "paper" and "later work" are quoted; "ours" is measured: mean ± standard deviation over seeds.
-✓ reached, at the paper's own number of epochs: our 95% interval lies above its figure less {MARGIN:g} point.
+"ours - paper" is given for the paper's own recipe only, which has its number of epochs.
+✓ reached: our 95% interval lies above its figure less {MARGIN:g} point.
 ✗ not reached: it lies below that limit. No mark: it holds the limit, or has fewer than {MIN_SEEDS} seeds."""
 COLUMNS = ("method", "paper", "later work", "rung", "ours", "ours - paper", "seeds", "scored on", "records")
 PAGE_COLUMNS = ("method", "paper", "ours", "ours - paper", "later work")
@@ -73,8 +75,8 @@ class Table(NamedTuple):
         test, seeds, folders    number of test images; the seed and the folder of each run
         not_compared_because    why the runs cannot be compared with the paper, or ""
         mean, deviation         over seeds, the sample's; NaN where a run lacks the metric or is the only one
-        difference, reached     mean less the paper's figure; whether its interval over seeds lies above
-                                -MARGIN, None if undecided
+        difference, reached     of runs of the paper's own recipe: mean less the paper's figure; whether its
+                                interval over seeds lies above -MARGIN, None if undecided
     """
 
     name: str
@@ -152,10 +154,10 @@ def _score(place: dict[str, str], runs: dict[int, Entry]) -> dict[str, Any]:
     score |= {"mean": values.mean(skipna=False), "deviation": values.std()}
     paper, later = paper_figure(**place), next(iter(later_figures(**place)), None)
     difference, reached = float("nan"), None
-    if paper and not score["not_compared_because"]:
+    own_budget = score["budget"] == place["dataset"] and not score["changes"]
+    if paper and own_budget and not score["not_compared_because"]:
         difference = score["mean"] - paper.value
-        own_budget = score["budget"] == place["dataset"] and not score["changes"]
-        if own_budget and paper.certainty != "unsure" and values.count() == len(own) >= MIN_SEEDS:
+        if values.count() == len(own) >= MIN_SEEDS:
             found = mean_interval(list(values), paper.value - MARGIN)
             reached = True if found.low > 0 else False if found.high <= 0 else None
     return score | {"paper": paper, "later": later, "difference": difference, "reached": reached}
@@ -185,7 +187,8 @@ def as_markdown(table: Table) -> str:
 def as_page(table: Table, link: Callable[[Path, str], str], missing: Callable[[str], str]) -> str:
     """Markdown for a page of the book, without `LEGEND`: the metrics of a cell stand one below the other.
 
-    An empty cell says how to fill it. Runs missing at other budgets, and the sources, unfold below.
+    Each data set has a table of the methods with runs, without columns that would be empty. What was quoted
+    of the other methods, how to make the runs that are missing, and the sources unfold below.
 
     Args:
         link: the words given as a link to the record in the folder given.
@@ -193,7 +196,7 @@ def as_page(table: Table, link: Callable[[Path, str], str], missing: Callable[[s
     """
     blocks = [f"{table.title}."]
     for dataset, scores in table.scores.groupby("dataset", sort=False):
-        rows, wanted = [], {}
+        rows, without, wanted = [], [], {}
         for line in _lines(scores):
             first = line.iloc[0]
             cells = {column: cell.replace(" / ", "<br>") for column, cell in _cells(line).items()}
@@ -201,29 +204,41 @@ def as_page(table: Table, link: Callable[[Path, str], str], missing: Callable[[s
             method = METHOD_TITLES[first.method]
             cells["method"] = "" if first.line else method
             wanted.setdefault(method, _missing(scores, dataset, first.method))
-            if first.seeds:
+            if not first.seeds:
+                without.append(cells)
+            else:
                 seeds = ", ".join(map(link, first.folders, map(str, first.seeds)))
                 word = "seed" if len(first.seeds) == 1 else f"{len(first.seeds)} seeds:"
                 changes = f", but {first.changes}" if first.changes else ""
                 cells["ours"] += f"<br>`{first.budget}`{changes}, {word} {seeds}"
-            elif wanted[method]:
-                cells["ours"] += f"<br>{missing(wanted[method].pop(0))}"
-            rows.append([cells[column] for column in PAGE_COLUMNS])
-        blocks.append(f"### {DATASET_TITLES[dataset]}\n\n{markdown_table(PAGE_COLUMNS, rows)}")
+                rows.append(cells)
+        blocks += [f"### {DATASET_TITLES[dataset]}", _page_table(rows) if rows else "No run yet."]
         items = [f"{name}: {'; '.join(map(missing, names))}" for name, names in wanted.items() if names]
-        summary = f"Runs on {DATASET_TITLES[dataset]} that are missing on other rungs"
-        blocks += [_folded(summary, items)] if items else []
-    return "\n\n".join([*blocks, _folded("Sources, and what was left out", notes(table))])
+        summary = "Commands for runs on other rungs" if rows else "Quoted figures, and commands"
+        if rows and without:
+            names = ", ".join(cells["method"] for cells in without)
+            summary = f"Without a run: {names}. Quoted figures, and commands"
+        quoted = [cells for cells in without if cells["paper"] or cells["later work"]]
+        table_of_quoted = [_page_table(quoted, ("method", "paper", "later work"))] if quoted else []
+        blocks += [_folded(summary, *table_of_quoted, _items(items))] if without or items else []
+    return "\n\n".join([*blocks, _folded("Sources, and what was left out", _items(notes(table)))])
+
+
+def _page_table(rows: list[dict[str, str]], columns: Sequence[str] = PAGE_COLUMNS) -> str:
+    """Those of the columns that hold something."""
+    filled = [column for column in columns if any(row[column] for row in rows)]
+    return markdown_table(filled, ([row[column] for column in filled] for row in rows))
 
 
 def notes(table: Table) -> list[str]:
     """Sources of what is quoted, why some runs are not compared, and what was left out."""
-    quoted = pd.DataFrame(filter(None, table.scores[["paper", "later"]].to_numpy().ravel()))
+    figures = list(filter(None, table.scores[["paper", "later"]].to_numpy().ravel()))
+    quoted = pd.DataFrame(figures, columns=[field.name for field in fields(Figure)])
     sources = []
-    for (origin, encoder, source, note), figures in quoted.groupby(SOURCE, sort=False):
-        datasets = figures.dataset.unique()
+    for (origin, encoder, source, note), shared in quoted.groupby(SOURCE, sort=False):
+        datasets = shared.dataset.unique()
         where = f"{DATASET_TITLES[datasets[0]]}, " if len(datasets) == 1 else ""
-        methods = ", ".join(METHOD_TITLES[method] for method in figures.method.unique())
+        methods = ", ".join(METHOD_TITLES[method] for method in shared.method.unique())
         work = "paper" if origin == "paper" else "later work"
         network = "" if encoder == "resnet18" else f" ({encoder})"
         sources.append(f"{work}, {where}{methods}{network}: {source}" + (f"; {note}" if note else ""))
@@ -277,11 +292,10 @@ def _mean(score: Any) -> str:
 
 
 def _difference(score: Any) -> str:
-    """A difference from an unsure figure has its mark; from another, whether the figure was reached."""
+    """A difference, and whether the figure was reached."""
     if pd.isna(score.difference):
         return "-"
-    unsure = "?" if score.paper.certainty == "unsure" else ""
-    return f"{score.difference:+.2f}{unsure}{ {True: ' ✓', False: ' ✗', None: ''}[score.reached] }"
+    return f"{score.difference:+.2f}{ {True: ' ✓', False: ' ✗', None: ''}[score.reached] }"
 
 
 def _missing(scores: pd.DataFrame, dataset: str, method: str) -> list[str]:
@@ -296,5 +310,5 @@ def _items(items: Iterable[str]) -> str:
     return "\n".join("- " + item.replace("|", "\\|") for item in items)
 
 
-def _folded(summary: str, items: Iterable[str]) -> str:
-    return f"<details><summary>{summary}</summary>\n\n{_items(items)}\n\n</details>"
+def _folded(summary: str, *blocks: str) -> str:
+    return "\n\n".join([f"<details><summary>{summary}</summary>", *filter(None, blocks), "</details>"])
