@@ -75,6 +75,17 @@ def test_a_run_leaves_a_record_a_row_an_epoch_and_its_networks(alone):
     assert {path.name for path in alone.iterdir()} == names
 
 
+def test_an_unfinished_run_is_not_evaluated_but_told_to_go_on(tmp_path):
+    out = train(NAME, tmp_path / "run", TINY, limit=64)
+    record = records.read_record(out).model_copy(update={"status": "interrupted"})
+    records.write_record(out, record)
+    (out / "encoder.safetensors").unlink()
+    with pytest.raises(
+        ValueError, match="run is interrupted: finish it first, with its own command and --resume"
+    ):
+        evaluate_run(out)
+
+
 @pytest.mark.parametrize("width", [1, 3, 4, 7])
 def test_networks_of_very_few_channels_train_on_a_cpu(width):
     """Channels last, torch's convolutions corrupt memory there without AVX512, and the process may abort."""

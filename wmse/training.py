@@ -257,6 +257,8 @@ def evaluate_run(
     machine.configure_process(where)
     record = records.read_record(folder)
     recipe = record.recipe
+    if record.status != "finished" and not (folder / records.NETWORKS[0]).exists():
+        raise ValueError(f"{folder} is {record.status}: finish it first, with its own command and --resume")
     if recipe.dataset == "folder":
         sets, _ = load_own(data or record.folder["path"], recipe.views.size, where, record.folder)
         pair = sets["probe"], sets["test"]
