@@ -66,14 +66,22 @@ Chapters: {chapters}.
 """
 
 
+# Where a chapter has solutions, its exercises say to skip them; here there are none.
+SKIP_SOLUTION = re.compile(
+    r"(Fill in the stub, then run (?:the|its) check), and skip the folded solution[^.]*\."
+)
+
+
 def without_solutions(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """A chapter without cells tagged `solution` and without outputs; the other cells as they are."""
+    """A chapter without cells tagged `solution`, outputs, and words on what to do with a folded solution."""
     edition = nbformat.from_dict(notebook)
     edition.metadata.pop("build", None)
     edition.cells = [cell for cell in edition.cells if "solution" not in cell.metadata.get("tags", [])]
     for cell in edition.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
+        else:
+            cell.source = SKIP_SOLUTION.sub(r"\1.", cell.source)
     return edition
 
 

@@ -157,3 +157,14 @@ def test_outputs_and_build_marks_go_and_text_stays():
     assert edition.cells[0].source == "See [2](02_b.ipynb)."
     assert edition.cells[1].outputs == [] and edition.cells[1].execution_count is None
     assert executed.cells[1].outputs and len(executed.cells) == 3, "the source is left alone"
+
+
+def test_the_edition_does_not_speak_of_folded_solutions(edition):
+    texts = [
+        cell.source
+        for path in edition.rglob("*.ipynb")
+        for cell in read(path).cells
+        if cell.cell_type == "markdown"
+    ]
+    assert sum("Fill in the stub, then run" in text for text in texts) >= 4
+    assert not [text for text in texts if "folded solution" in text or "unfold the solution" in text]
