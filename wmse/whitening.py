@@ -255,7 +255,7 @@ def _newton_schulz(x: Tensor, eps: float, steps: int, centre: bool) -> Tensor:
 
 
 class SingularCovarianceError(ValueError):
-    """The covariance of a slice has no usable factorisation: the slice spans fewer than k dimensions."""
+    """A ValueError: a slice's covariance has no usable factorisation, as it spans fewer than k dimensions."""
 
 
 MAX_OFFSET = 0.03  # of a whitened slice's mean, in standard deviations: 1e-3 in the covariance
