@@ -126,6 +126,7 @@
     const label = make(controls, "label", { className: "slide" });
     make(label, "span", { textContent: "Moment" });
     const slider = make(label, "input", { type: "range", min: 0, max: last, step: 1 });
+    slider.setAttribute("aria-label", "Moment"); // a small film hides the word
     const epoch = make(controls, "output");
 
     const stage = make(root, "div", { className: "runs" });
