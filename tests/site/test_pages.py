@@ -36,7 +36,8 @@ WIDE_CODE = """() => [...document.querySelectorAll("article .cell_input pre")]
 # Reading text: what is neither code nor formula.
 TEXT = """() => {
     const copy = (document.querySelector("article") || document.body).cloneNode(true);
-    copy.querySelectorAll("pre, code, script, style, mjx-container, dt.sig").forEach((element) => element.remove());
+    const written = "pre, code, script, style, mjx-container, dt.sig";
+    copy.querySelectorAll(written).forEach((element) => element.remove());
     return copy.textContent;
 }"""
 RAW = re.compile(
