@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 from wmse import evaluation, figures, machine, records  # noqa: E402
 from wmse.data import load  # noqa: E402
 from wmse.losses import mse_loss, w_mse_loss  # noqa: E402
-from wmse.recipes import get_recipe  # noqa: E402
+from wmse.recipes import Recipe, get_recipe  # noqa: E402
 from wmse.run import Run  # noqa: E402
 
 FILMS = ROOT / "results" / "film"  # a file per data set
@@ -88,13 +88,11 @@ def align(clouds: list[torch.Tensor], seed: int) -> list[np.ndarray]:
 
 
 def film_run(
-    name: str, seed: int, data: str | None = None
+    name: str, recipe: Recipe, data: str | None, device: torch.device
 ) -> tuple[list[dict[str, float]], list[torch.Tensor]]:
     """Train a recipe; the measures and the embeddings (IMAGES, k), of length 1, at each moment."""
-    recipe = replace(get_recipe(name), seed=seed)
-    device = torch.device("cpu")
     machine.configure_process(device)
-    sets = {split: load(recipe.dataset, split, data) for split in ("train", "test")}
+    sets = {split: load(recipe.dataset, split, data, device) for split in ("train", "test")}
     run = Run(recipe, len(sets["train"]), device)
     wanted = moments(recipe.epochs * run.steps_per_epoch)
     measures, clouds = [], []
@@ -139,7 +137,7 @@ def measure(run: Run, sets: dict[str, Any]) -> tuple[dict[str, float], torch.Ten
         )
     place = {"step": run.steps_taken, "epoch": round(run.steps_taken / run.steps_per_epoch, 3)}
     rounded = {key: round(row[key], decimals) for key, decimals in MEASURES.items()}
-    return place | rounded, F.normalize(embeddings["test"][:IMAGES].double(), dim=1)
+    return place | rounded, F.normalize(embeddings["test"][:IMAGES].double(), dim=1).cpu()
 
 
 def problems(film: Any) -> list[str]:
@@ -195,12 +193,13 @@ def main(arguments: list[str] | None = None) -> None:
         "budget", nargs="?", default="digits", help="such as cifar10-laptop (default: digits)"
     )
     parser.add_argument("--data", help="folder of the data sets (default: $WMSE_DATA, else data)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, ... (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="the file to write (default: results/film/DATASET.json)")
     parser.add_argument(
         "--seed", type=int, default=0, help="of the runs and the layouts (default: %(default)s)"
     )
     options = parser.parse_args(arguments)
-    names = [f"{options.budget}/{method}" for method in METHODS]
+    names, device = [f"{options.budget}/{method}" for method in METHODS], torch.device(options.device)
     test = load(get_recipe(names[0]).dataset, "test", options.data)
     out = options.out or FILMS / f"{test.name}.json"
     film = {
@@ -210,7 +209,7 @@ def main(arguments: list[str] | None = None) -> None:
         "commit": machine.git_state(),
         "package_sha256": machine.package_hash(),
         "versions": machine.versions() | {"umap-learn": metadata.version("umap-learn")},
-        "hardware": machine.describe(torch.device("cpu")),
+        "hardware": machine.describe(device),
         "made": records.now(),
         "images": len(test),
         "classes": list(test.classes),
@@ -219,7 +218,8 @@ def main(arguments: list[str] | None = None) -> None:
         "runs": {},
     }
     for name, method in zip(names, METHODS, strict=True):
-        measures, clouds = film_run(name, options.seed, options.data)
+        recipe = replace(get_recipe(name), seed=options.seed)
+        measures, clouds = film_run(name, recipe, options.data, device)
         layouts = to_grid(align(clouds, options.seed))
         frames = [row | {"points": points} for row, points in zip(measures, layouts, strict=True)]
         film["runs"][name] = {"label": figures.METHOD_TITLES[method], "frames": frames}
