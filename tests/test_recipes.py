@@ -20,7 +20,7 @@ def test_the_recipes_of_this_book_are_there():
         "supervised",
     ]
     budgets = ["cifar10", "cifar100", "stl10", "tiny-imagenet", "cifar10-200", "cifar10-cpu", "digits"]
-    budgets += ["cifar10-laptop", "cifar100-laptop"]
+    budgets += ["cifar10-25", "cifar10-laptop", "cifar100-laptop"]
     wanted = {f"{budget}/{method}" for budget in budgets for method in methods}
     floors = {f"{budget}/{floor}" for budget in budgets for floor in ("mse", "random-encoder", "raw-pixels")}
     assert set(RECIPES) >= wanted | floors | {"digits/intl", "imagenet100/w-mse-2", "imagenet100/w-mse-4"}
@@ -108,6 +108,7 @@ def test_the_rivals_have_their_protocol():
 def test_budgets_change_how_much_is_computed_only():
     for budget, fields in {
         "cifar10-200": {"epochs"},
+        "cifar10-25": {"epochs", "width", "warmup_steps", "cosine_schedule"},
         "cifar10-cpu": {"epochs", "width", "warmup_steps", "lr_drops"},
     }.items():
         for method in ("w-mse-2", "byol", "cw-rgp-4"):

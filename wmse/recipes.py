@@ -247,6 +247,7 @@ PAIR_OVERRIDES |= {
 # Budgets below the paper's 1000 epochs; a name begins with its data set.
 BUDGETS = {
     "cifar10-200": {"epochs": 200},
+    "cifar10-25": {"epochs": 25, "width": 32, "warmup_steps": 200, "cosine_schedule": True},
     "cifar10-laptop": LAPTOP,
     "cifar100-laptop": LAPTOP,
     "cifar10-cpu": {"epochs": 20, "width": 16, "warmup_steps": 200, "lr_drops": (4, 2)},

@@ -25,7 +25,7 @@ COMPETITIVE = MARGIN  # points of accuracy that a "competitive" method may lie b
 CLEARLY = 5.0  # points by which a method that learns must lead one that does not
 COLLAPSED = 0.1  # fraction of the embedding's dimensions shared by two views; up to it a run has collapsed
 # From the paper's own down.
-TESTED_BUDGETS = ("cifar10", "cifar10-200", "cifar10-laptop", "cifar10-cpu", "digits")
+TESTED_BUDGETS = ("cifar10", "cifar10-200", "cifar10-25", "cifar10-laptop", "cifar10-cpu", "digits")
 # What a reader must know of a method at a budget, beside any comparison with it.
 CAVEATS = {
     ("digits", "byol"): (
