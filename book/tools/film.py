@@ -16,23 +16,22 @@ The numbers are of all test images, the pictures of the first `IMAGES` of them.
 """
 
 import argparse
-import json
 import sys
 import warnings
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
-from wmse import evaluation, figures, machine, records  # noqa: E402
-from wmse.data import load  # noqa: E402
+import clouds  # noqa: E402
+
+from wmse import figures, machine  # noqa: E402
+from wmse.data import ImageSet, load  # noqa: E402
 from wmse.losses import mse_loss, w_mse_loss  # noqa: E402
 from wmse.recipes import Recipe, get_recipe  # noqa: E402
 from wmse.run import Run  # noqa: E402
@@ -40,16 +39,8 @@ from wmse.run import Run  # noqa: E402
 FILMS = ROOT / "results" / "film"  # a file per data set
 METHODS = ("mse", "w-mse-2")
 FRAMES, IMAGES = 18, 300
-GRID = 1000  # layouts are rounded to whole numbers from 0 to this
 LARGEST = 400_000  # bytes of the file
-MEASURES = {  # of a frame -> decimals kept
-    "loss": 6,
-    "embedding_std": 6,
-    "effective_rank": 3,
-    "cca_dimensions": 3,
-    "knn5_embeddings": 2,
-    "knn5_features": 2,
-}
+MEASURES = {"loss": 6} | clouds.MEASURES  # of a frame -> decimals kept
 
 
 def moments(total: int, frames: int = FRAMES) -> list[int]:
@@ -63,27 +54,19 @@ def moments(total: int, frames: int = FRAMES) -> list[int]:
     return chosen
 
 
-def to_grid(layouts: list[np.ndarray]) -> list[list[int]]:
-    """Layouts (n, 2) of a run as integers 0 to `GRID`, x and y in turn, on the same scale in all frames."""
-    points = np.stack(layouts)
-    if not np.isfinite(points).all():
-        raise ValueError("a layout holds NaN or infinity: UMAP gives no place to points without neighbours")
-    low, high = points.min((0, 1)), points.max((0, 1))
-    middle, side = (low + high) / 2, (high - low).max()
-    scaled = np.rint(((points - middle) / side + 0.5) * GRID).astype(int)
-    return scaled.reshape(len(points), -1).tolist()
+def align(points: list[torch.Tensor], seed: int) -> list[np.ndarray]:
+    """Layouts (n, 2) of points (n, k), an element per moment; each layout is near the one before.
 
-
-def align(clouds: list[torch.Tensor], seed: int) -> list[np.ndarray]:
-    """Layouts (n, 2) of clouds (n, k) of the same n images in the same order, each near the one before."""
-    same = {index: index for index in range(len(clouds[0]))}
+    The points are those of the same n images in the same order.
+    """
+    same = {index: index for index in range(len(points[0]))}
     umap = figures.load_umap()
     mapper = umap.AlignedUMAP(n_neighbors=15, min_dist=0.1, random_state=seed, transform_seed=seed)
     # UMAP computes in float32, in which a collapsed cloud far from the origin has few distinct values.
-    centred = [(cloud.double() - cloud.double().mean(0)).numpy() for cloud in clouds]
+    centred = [(cloud.double() - cloud.double().mean(0)).numpy() for cloud in points]
     with warnings.catch_warnings():  # umap warns that a seed limits it to one thread
         warnings.filterwarnings("ignore", message="n_jobs")
-        mapper.fit(centred, relations=[same] * (len(clouds) - 1))
+        mapper.fit(centred, relations=[same] * (len(points) - 1))
     return [np.asarray(layout) for layout in mapper.embeddings_]
 
 
@@ -95,12 +78,12 @@ def film_run(
     sets = {split: load(recipe.dataset, split, data, device) for split in ("train", "test")}
     run = Run(recipe, len(sets["train"]), device)
     wanted = moments(recipe.epochs * run.steps_per_epoch)
-    measures, clouds = [], []
+    measures, points = [], []
 
     def frame() -> None:
-        row, cloud = measure(run, sets)
+        row, moment = measure(run, sets)
         measures.append(row)
-        clouds.append(cloud)
+        points.append(moment)
         print(name, row, flush=True)
 
     frame()
@@ -108,36 +91,27 @@ def film_run(
         for _ in run.epoch(sets["train"]):
             if run.steps_taken in wanted:
                 frame()
-    return measures, clouds
+    return measures, points
 
 
-def measure(run: Run, sets: dict[str, Any]) -> tuple[dict[str, float], torch.Tensor]:
+def measure(run: Run, sets: dict[str, ImageSet]) -> tuple[dict[str, float], torch.Tensor]:
     """A frame's numbers, of all test images, and the embeddings (IMAGES, k), of length 1, to be drawn.
 
-    The loss is the run's own, of two views of each test image, with both networks in eval mode.
+    The loss is the run's own, of two views of each test image, with both networks in eval mode. W-MSE needs
+    whole slices: its loss is of as many of the first images as are a multiple of `slice_size`.
     """
-    recipe, test = run.recipe, sets["test"]
-    features = {split: evaluation.features(run.encoder, images) for split, images in sets.items()}
-    embeddings = {split: evaluation.project(run.projector, rows) for split, rows in features.items()}
-    views = evaluation.two_views(run.encoder, run.projector, test, recipe)
+    recipe = run.recipe
+    measures, _, embeddings, views = clouds.measure(run.encoder, run.projector, sets, recipe)
     if recipe.method == "w-mse":
         generator = torch.Generator().manual_seed(recipe.seed)
-        loss = w_mse_loss(views, recipe.slice_size, generator=generator)
+        whole = views.shape[1] // recipe.slice_size * recipe.slice_size
+        loss = w_mse_loss(views[:, :whole], recipe.slice_size, generator=generator)
     else:
         loss = mse_loss(views)
-    row = {
-        "loss": float(loss),
-        "embedding_std": evaluation.embedding_std(embeddings["test"]),
-        "effective_rank": evaluation.effective_rank(embeddings["test"]),
-        "cca_dimensions": evaluation.cca_dimensions(*views),
-    }
-    for kind, rows in {"embeddings": embeddings, "features": features}.items():
-        row[f"knn5_{kind}"] = evaluation.knn_accuracy(
-            rows["train"], sets["train"].labels, rows["test"], test.labels
-        )
+    row = measures | {"loss": float(loss)}
     place = {"step": run.steps_taken, "epoch": round(run.steps_taken / run.steps_per_epoch, 3)}
     rounded = {key: round(row[key], decimals) for key, decimals in MEASURES.items()}
-    return place | rounded, F.normalize(embeddings["test"][:IMAGES].double(), dim=1).cpu()
+    return place | rounded, clouds.drawn(embeddings, IMAGES)
 
 
 def problems(film: Any) -> list[str]:
@@ -147,17 +121,11 @@ def problems(film: Any) -> list[str]:
     `labels` (an index into `classes` for each point), `grid`, and `runs`: a recipe's name -> `label`,
     `frames`. A frame has `step`, `epoch`, the MEASURES, and `points`: x and y in turn, 0 to `grid`.
     """
-    missing = [
-        key
-        for key in ("seed", "commit", "versions", "images", "classes", "labels", "grid", "runs")
-        if key not in film
-    ]
-    if missing:
-        return [f"the film lacks {', '.join(missing)}"]
-    found = []
+    keys = ("seed", "commit", "versions", "images", "classes", "labels", "grid", "runs")
+    if lacking := clouds.missing(film, keys):
+        return lacking
     points, classes = len(film["labels"]), len(film["classes"])
-    if not all(0 <= label < classes for label in film["labels"]):
-        found.append(f"a label lies outside 0 to {classes - 1}")
+    found = clouds.label_problems(film["labels"], classes)
     for name, run in film["runs"].items():
         frames = run["frames"]
         epochs = [frame["epoch"] for frame in frames]
@@ -165,12 +133,8 @@ def problems(film: Any) -> list[str]:
             found.append(f"{name}: the epochs do not rise from 0: {epochs}")
         for number, frame in enumerate(frames):
             where = f"{name}, frame {number}"
-            if lacking := [key for key in ("step", *MEASURES) if not isinstance(frame.get(key), int | float)]:
-                found.append(f"{where}: no number for {', '.join(lacking)}")
-            if len(frame["points"]) != 2 * points:
-                found.append(f"{where}: {len(frame['points'])} coordinates for {points} points")
-            if not all(isinstance(value, int) and 0 <= value <= film["grid"] for value in frame["points"]):
-                found.append(f"{where}: a coordinate is no whole number from 0 to {film['grid']}")
+            found += clouds.number_problems(where, frame, ("step", *MEASURES))
+            found += clouds.point_problems(where, frame["points"], points, film["grid"])
     if len({tuple(frame["step"] for frame in run["frames"]) for run in film["runs"].values()}) > 1:
         found.append("the runs were not filmed at the same moments")
     return found
@@ -178,13 +142,7 @@ def problems(film: Any) -> list[str]:
 
 def as_text(film: dict[str, Any]) -> str:
     """The film as JSON without spaces. ValueError if it is unsound or too large."""
-    text = json.dumps(film, separators=(",", ":"), allow_nan=False) + "\n"
-    wrong = problems(film)
-    if len(text.encode()) >= LARGEST:
-        wrong.append(f"{len(text.encode())} bytes are too many, the limit is {LARGEST}")
-    if wrong:
-        raise ValueError("; ".join(wrong))
-    return text
+    return clouds.as_text(film, problems, LARGEST)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -204,29 +162,19 @@ def main(arguments: list[str] | None = None) -> None:
     out = options.out or FILMS / f"{test.name}.json"
     film = {
         "command": f"python book/tools/film.py {options.budget} --seed {options.seed}",
-        "dataset": test.name,
         "seed": options.seed,
-        "commit": machine.git_state(),
         "package_sha256": machine.package_hash(),
-        "versions": machine.versions() | {"umap-learn": metadata.version("umap-learn")},
         "hardware": machine.describe(device),
-        "made": records.now(),
-        "images": len(test),
-        "classes": list(test.classes),
-        "labels": test.labels[:IMAGES].tolist(),
-        "grid": GRID,
+        **clouds.about(test, IMAGES),
         "runs": {},
     }
     for name, method in zip(names, METHODS, strict=True):
         recipe = replace(get_recipe(name), seed=options.seed)
-        measures, clouds = film_run(name, recipe, options.data, device)
-        layouts = to_grid(align(clouds, options.seed))
-        frames = [row | {"points": points} for row, points in zip(measures, layouts, strict=True)]
+        measures, points = film_run(name, recipe, options.data, device)
+        layouts = clouds.to_grid(align(points, options.seed))
+        frames = [row | {"points": layout} for row, layout in zip(measures, layouts, strict=True)]
         film["runs"][name] = {"label": figures.METHOD_TITLES[method], "frames": frames}
-    text = as_text(film)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    machine.write_whole(out, text.encode())
-    print(f"{out}: {len(text) / 1000:.0f} kB")
+    clouds.write(out, as_text(film))
 
 
 if __name__ == "__main__":

@@ -12,21 +12,18 @@ images. The measures are of all of them.
 """
 
 import argparse
-import json
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
-from film import GRID, to_grid  # noqa: E402
+import clouds  # noqa: E402
 
-from wmse import distributed, evaluation, figures, machine, metrics, records  # noqa: E402
+from wmse import distributed, figures, machine, metrics, records  # noqa: E402
 from wmse.data import load  # noqa: E402
 from wmse.run import load_networks  # noqa: E402
 
@@ -34,14 +31,7 @@ PICTURES = ROOT / "results" / "pictures" / "cifar10.json"
 IMAGES, SEEDS = 2000, (0, 1, 2)
 SCALE = 10_000  # projections are stored as whole numbers, in units of 1 / SCALE
 LARGEST = 1_000_000  # bytes of the file
-MEASURES = {  # of a run -> decimals kept
-    "effective_rank": 3,
-    "embedding_std": 6,
-    "cca_dimensions": 3,
-    "knn5_embeddings": 2,
-    "knn5_features": 2,
-    "linear_features": 2,
-}
+MEASURES = clouds.MEASURES | {"linear_features": 2}  # of a run -> decimals kept
 SPECTRA = ("embeddings", "whitened")
 
 
@@ -61,26 +51,13 @@ def picture(folder: Path, data: str | None, device: torch.device) -> dict[str, A
     record = records.read_record(folder)
     recipe = record.recipe
     sets = {split: load(recipe.dataset, split, data, device) for split in ("train", "test")}
-    test = sets["test"]
     networks = load_networks(folder, recipe, device)
-    features = {split: evaluation.features(networks[0], images, split) for split, images in sets.items()}
-    embeddings = {split: evaluation.project(networks[1], rows) for split, rows in features.items()}
-    neighbours = {
-        f"knn5_{name}": evaluation.knn_accuracy(
-            rows["train"], sets["train"].labels, rows["test"], test.labels
-        )
-        for name, rows in {"embeddings": embeddings, "features": features}.items()
-    }
-    found = neighbours | {
-        "effective_rank": evaluation.effective_rank(embeddings["test"]),
-        "embedding_std": evaluation.embedding_std(embeddings["test"]),
-        "cca_dimensions": evaluation.cca_dimensions(*evaluation.two_views(*networks, test, recipe)),
-        "linear_features": record.metrics["linear_top1"],
-    }
-    spectra = metrics.spectra(features["test"], embeddings["test"])
-    points = F.normalize(embeddings["test"].double(), dim=1).cpu()[:IMAGES]
+    found, features, embeddings, _ = clouds.measure(*networks, sets, recipe)
+    found["linear_features"] = record.metrics["linear_top1"]
+    spectra = metrics.spectra(features, embeddings)
+    points = clouds.drawn(embeddings, IMAGES)
     centred = points - points.mean(0)  # in float32, in which UMAP computes, a speck far from 0 has no shape
-    layouts = [to_grid([figures.umap_layout(centred, seed)])[0] for seed in SEEDS]
+    layouts = [clouds.to_grid([figures.umap_layout(centred, seed)])[0] for seed in SEEDS]
     plane = (principal_plane(points) * SCALE).round().long().flatten().tolist()
     return {
         "label": figures.METHOD_TITLES[record.name.partition("/")[2]],
@@ -104,24 +81,18 @@ def problems(pictures: Any) -> list[str]:
     refused), `plane` (x and y in turn, in units of 1 / `scale`) and `layouts` (one per seed: x and y in
     turn, 0 to `grid`).
     """
-    wanted = ("dataset", "classes", "labels", "images", "grid", "scale", "seeds", "runs")
-    if missing := [key for key in wanted if key not in pictures]:
-        return [f"the file lacks {', '.join(missing)}"]
-    found = []
+    keys = ("dataset", "classes", "labels", "images", "grid", "scale", "seeds", "runs")
+    if lacking := clouds.missing(pictures, keys):
+        return lacking
     points, classes = len(pictures["labels"]), len(pictures["classes"])
-    if not all(0 <= label < classes for label in pictures["labels"]):
-        found.append(f"a label lies outside 0 to {classes - 1}")
+    found = clouds.label_problems(pictures["labels"], classes)
     for name, run in pictures["runs"].items():
-        lacking = [key for key in MEASURES if not isinstance(run["measures"].get(key), int | float)]
-        if lacking:
-            found.append(f"{name}: no number for {', '.join(lacking)}")
+        found += clouds.number_problems(name, run["measures"], tuple(MEASURES))
         if len(run["layouts"]) != len(pictures["seeds"]):
             found.append(f"{name}: {len(run['layouts'])} layouts for {len(pictures['seeds'])} seeds")
-        for places in (run["plane"], *run["layouts"]):
-            if len(places) != 2 * points:
-                found.append(f"{name}: {len(places)} coordinates for {points} points")
-        if not all(0 <= value <= pictures["grid"] for places in run["layouts"] for value in places):
-            found.append(f"{name}: a coordinate lies outside 0 to {pictures['grid']}")
+        found += clouds.point_problems(f"{name}, plane", run["plane"], points)
+        for places in run["layouts"]:
+            found += clouds.point_problems(f"{name}, a layout", places, points, pictures["grid"])
         for cloud in SPECTRA:
             values = run["spectra"][cloud]
             if values is not None and values != sorted(values, reverse=True):
@@ -131,13 +102,7 @@ def problems(pictures: Any) -> list[str]:
 
 def as_text(pictures: dict[str, Any]) -> str:
     """The file's text. ValueError if it is unsound or too large."""
-    text = json.dumps(pictures, separators=(",", ":"), allow_nan=False) + "\n"
-    wrong = problems(pictures)
-    if len(text.encode()) >= LARGEST:
-        wrong.append(f"{len(text.encode())} bytes are too many, the limit is {LARGEST}")
-    if wrong:
-        raise ValueError("; ".join(wrong))
-    return text
+    return clouds.as_text(pictures, problems, LARGEST)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -159,26 +124,11 @@ def main(arguments: list[str] | None = None) -> None:
     device = distributed.choose_device(options.device)
     machine.configure_process(device)
     test = load(datasets.pop(), "test", options.data)
-    pictures = {
-        "dataset": test.name,
-        "commit": machine.git_state(),
-        "versions": machine.versions() | {"umap-learn": metadata.version("umap-learn")},
-        "made": records.now(),
-        "images": len(test),
-        "classes": list(test.classes),
-        "labels": test.labels[:IMAGES].tolist(),
-        "grid": GRID,
-        "scale": SCALE,
-        "seeds": SEEDS,
-        "runs": {},
-    }
+    pictures = clouds.about(test, IMAGES) | {"scale": SCALE, "seeds": SEEDS, "runs": {}}
     for folder, record in made.items():
         pictures["runs"][record.name] = run = picture(folder, options.data, device)
         print(run["label"], run["measures"], flush=True)
-    text = as_text(pictures)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    machine.write_whole(options.out, text.encode())
-    print(f"{options.out}: {len(text) / 1000:.0f} kB")
+    clouds.write(options.out, as_text(pictures))
 
 
 if __name__ == "__main__":

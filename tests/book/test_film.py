@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from wmse import evaluation
 from wmse.data import load
+from wmse.losses import w_mse_loss
 from wmse.recipes import get_recipe
 from wmse.run import Run
 
@@ -58,29 +60,6 @@ def test_too_few_steps_are_refused():
         film.moments(12)
 
 
-def test_the_grid_keeps_shapes_and_one_scale_for_all_frames():
-    generator = np.random.default_rng(0)
-    layouts = [generator.normal(size=(40, 2)) * (n + 1) + (7, -3) for n in range(3)]
-    grid = film.to_grid(layouts)
-    points = np.array(grid).reshape(3, 40, 2)
-    assert all(isinstance(value, int) for frame in grid for value in frame)
-    assert points.min() >= 0 and points.max() <= film.GRID
-    side = np.ptp(np.stack(layouts), axis=(0, 1)).max()
-    assert max(np.ptp(points, axis=(0, 1))) >= film.GRID - 1, "the longer side is filled"
-    for layout, rounded in zip(layouts, points, strict=True):
-        wanted = (layout - layout[0]) / side * film.GRID
-        assert np.abs((rounded - rounded[0]) - wanted).max() <= 1.001, (
-            "rounding moves a difference by 1 at most"
-        )
-
-
-def test_a_layout_with_nan_is_refused():
-    layout = np.zeros((5, 2))
-    layout[3] = np.nan
-    with pytest.raises(ValueError, match="NaN"):
-        film.to_grid([np.ones((5, 2)), layout])
-
-
 @pytest.mark.parametrize(
     ("spoil", "complaint"),
     [
@@ -90,7 +69,7 @@ def test_a_layout_with_nan_is_refused():
         (lambda f: f["runs"]["digits/mse"]["frames"][0].update(epoch=0.25), "do not rise"),
         (lambda f: f["runs"]["digits/mse"]["frames"][1].pop("loss"), "no number for loss"),
         (lambda f: f["runs"]["digits/mse"]["frames"][1]["points"].pop(), "3 coordinates for 2 points"),
-        (lambda f: f["runs"]["digits/mse"]["frames"][1]["points"].__setitem__(0, 1001), "no whole number"),
+        (lambda f: f["runs"]["digits/mse"]["frames"][1]["points"].__setitem__(0, 1001), "outside 0 to 1000"),
         (lambda f: f["runs"]["digits/mse"]["frames"][1]["points"].__setitem__(0, 0.5), "no whole number"),
         (lambda f: f["runs"]["digits/mse"]["frames"][2].update(step=5), "not filmed at the same moments"),
     ],
@@ -156,6 +135,16 @@ def test_measures_leave_the_run_as_it_was():
     assert run.networks.training and all(
         torch.equal(before[k], v) for k, v in run.networks.state_dict().items()
     )
+
+
+def test_the_loss_of_a_frame_is_of_whole_slices():
+    recipe = replace(get_recipe("digits/w-mse-2"), slice_size=64, batch_size=64)
+    sets = {split: load("digits", split, limit=200) for split in ("train", "test")}
+    run = Run(recipe, 200, torch.device("cpu"))
+    row, cloud = film.measure(run, sets)
+    views = evaluation.two_views(run.encoder, run.projector, sets["test"], recipe)[:, :192]
+    expected = w_mse_loss(views, 64, generator=torch.Generator().manual_seed(recipe.seed))
+    assert row["loss"] == pytest.approx(float(expected), abs=1e-6) and len(cloud) == 200
 
 
 def test_the_film_that_chapter_7_plays_shows_what_it_says_of_it():
