@@ -187,22 +187,6 @@ def test_train_linear_on_a_gpu_is_that_on_the_cpu():
     torch.testing.assert_close([tensor.cpu() for tensor in on_gpu], list(on_cpu), atol=1e-4, rtol=1e-3)
 
 
-def test_a_stratified_subset_has_its_share_of_each_class():
-    labels = torch.tensor([0] * 200 + [1] * 100 + [2] * 30 + [3])[torch.randperm(331, generator=seeded())]
-    index = stratified_subset(labels, 0.1)
-    assert labels[index].bincount().tolist() == [20, 10, 3, 1], "but one image at least"
-    assert torch.equal(index, index.unique()), "ascending, none twice"
-    assert torch.equal(stratified_subset(labels, 1.0), torch.arange(331))
-
-
-def test_a_stratified_subset_depends_on_its_seed_and_lies_within_a_larger_one():
-    labels = torch.arange(500) % 5
-    index = stratified_subset(labels, 0.1, seed=1)
-    assert torch.equal(index, stratified_subset(labels, 0.1, seed=1))
-    assert not torch.equal(index, stratified_subset(labels, 0.1, seed=2))
-    assert set(stratified_subset(labels, 0.01, seed=1).tolist()) <= set(index.tolist())
-
-
 def test_features_use_eval_mode_and_leave_the_encoder_as_it_was():
     images = load("digits", "test", limit=20)
     encoder = build_encoder("small").train()

@@ -14,7 +14,7 @@ import wmse
 from wmse import records
 from wmse.__main__ import main
 from wmse.data import ImageSet, StreamedSet, load_own, load_validation
-from wmse.data.folders import read_rgb
+from wmse.data.reading import read_rgb
 from wmse.recipes import at_size, get_recipe
 from wmse.training import evaluate_run, train
 

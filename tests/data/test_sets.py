@@ -232,6 +232,24 @@ def test_view_batches_refuse_wrong_numbers_and_blur():
         next(data.view_batches(images, order, 2, 2, ViewSettings(blur_probability=0.5)))
 
 
+def test_a_stratified_subset_has_its_share_of_each_class():
+    labels = torch.tensor([0] * 200 + [1] * 100 + [2] * 30 + [3])[
+        torch.randperm(331, generator=torch.Generator().manual_seed(0))
+    ]
+    index = data.stratified_subset(labels, 0.1)
+    assert labels[index].bincount().tolist() == [20, 10, 3, 1], "but one image at least"
+    assert torch.equal(index, index.unique()), "ascending, none twice"
+    assert torch.equal(data.stratified_subset(labels, 1.0), torch.arange(331))
+
+
+def test_a_stratified_subset_depends_on_its_seed_and_lies_within_a_larger_one():
+    labels = torch.arange(500) % 5
+    index = data.stratified_subset(labels, 0.1, seed=1)
+    assert torch.equal(index, data.stratified_subset(labels, 0.1, seed=1))
+    assert not torch.equal(index, data.stratified_subset(labels, 0.1, seed=2))
+    assert set(data.stratified_subset(labels, 0.01, seed=1).tolist()) <= set(index.tolist())
+
+
 # --- CIFAR-10 -------------------------------------------------------------------------------------
 
 CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split()

@@ -1,7 +1,17 @@
 """Data sets: images in memory or streamed from files, their labels, and random views of their batches."""
 
-from wmse.data.own import load_own, stratified_subset
-from wmse.data.sets import OWN_PROBE, SETS, SPLITS, STATISTICS, ImageSet, load, load_validation, view_batches
+from wmse.data.own import load_own
+from wmse.data.sets import (
+    OWN_PROBE,
+    SETS,
+    SPLITS,
+    STATISTICS,
+    ImageSet,
+    load,
+    load_validation,
+    stratified_subset,
+    view_batches,
+)
 from wmse.data.streaming import StreamedSet, stream_views
 
 __all__ = [

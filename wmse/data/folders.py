@@ -1,7 +1,7 @@
-"""Data sets that are folders of image files: list the files and labels, and read an image.
+"""Published data sets that are folders of image files: their files, labels and class names.
 
 Tiny ImageNet is read into memory by `read_images`. ImageNet-100 is too large for that, so its files are
-streamed (`wmse.data.streaming`). A folder of the user's own images is listed by `list_own`. Nothing is
+streamed (`wmse.data.streaming`). A folder of the user's own images is read by `wmse.data.own`. Nothing is
 downloaded: an error says where to get an absent data set.
 """
 
@@ -9,75 +9,29 @@ import codecs
 import os
 import re
 import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
-from wmse.machine import read_error, usable_cores
+from wmse.data.reading import read_rgb, stack_images
+from wmse.machine import read_error
 
 Listing = tuple[tuple[str, ...], Tensor, tuple[str, ...]]  # paths, labels int64 (n,), class names
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
-OWN_SUFFIXES = (*SUFFIXES, ".webp", ".bmp", ".gif", ".tif", ".tiff")  # read in folders of the user's own
-PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}  # of a set: no classes
 # What operating systems and servers leave in folders, besides names that begin with . or @
 LEFTOVERS = ("__macosx", "lost+found", "system volume information", "$recycle.bin", "#recycle", "#snapshot")
-BLOCK = 100  # images per task of a reading thread
 TINY_ADDRESS = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 AFRESH = f"Unpack the published archive afresh: {TINY_ADDRESS}"
 
 # WordNet ids of the 100 classes of Tian, Krishnan and Isola (2020), one a line, in the order of
 # imagenet100.txt of github.com/HobbitLong/CMC.
 IMAGENET100 = files("wmse.data").joinpath("imagenet100.txt").read_text("utf-8")
-
-
-def read_rgb(path: str, upright: bool = False) -> Image.Image:
-    """Read an image file of any mode as RGB. Gray levels of 16 bits are scaled to 8; transparency is dropped.
-
-    upright: turn the image as its EXIF orientation says, which the protocols of published sets do not.
-
-    Raises:
-        ValueError: the file is no complete image, or has levels without a known range, or too many pixels.
-        OSError: the machine could not read the file: no right to, too many open files, a lost disk, ...
-        MemoryError: there is too little memory for the image.
-    """
-    try:
-        with Image.open(path) as image:
-            if upright:
-                ImageOps.exif_transpose(image, in_place=True)
-            rgb = _as_rgb(image)
-    except Exception as error:  # decoders fail in as many ways as there are spoilt files
-        if isinstance(error, MemoryError) or "out of memory" in str(error):
-            raise MemoryError(f"{path} could not be read: too little memory for its pixels") from error
-        if isinstance(error, OSError) and error.errno is not None:
-            raise read_error(error, path) from error
-        if isinstance(error, Image.DecompressionBombError):
-            raise ValueError(f"{path} is refused: {error} Shrink the image, or take it away.") from error
-        raise ValueError(f"{path} is no whole image: {error}. Replace it by a sound copy.") from error
-    if rgb is None:
-        raise ValueError(f"{path} has mode {image.mode}, which has no sure form in RGB: save it as 8-bit RGB")
-    return rgb
-
-
-def _as_rgb(image: Image.Image) -> Image.Image | None:
-    """The image as RGB, or None if that has no sure meaning. Pillow would clip 16-bit gray levels at 255."""
-    gray = image.mode == "I" and image.format in ("PNG", "PPM")  # 16 bits, though the mode is 32-bit integers
-    if gray or image.mode.startswith("I;16"):
-        levels = (np.asarray(image).astype(np.int64) + 128) // 257
-        return Image.fromarray(levels.astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F", "LAB"):
-        return None
-    if image.mode == "P":  # by way of RGBA, because Pillow warns of palettes with transparent colours
-        image = image.convert("RGBA")
-    return image.convert("RGB")
 
 
 def read_lines(path: Path) -> list[str]:
@@ -117,24 +71,6 @@ def read_images(paths: Sequence[str], side: int) -> Tensor:
     return stack_images(paths, side, read)
 
 
-def stack_images(paths: Sequence[str], side: int, read: Callable[[str], Image.Image]) -> Tensor:
-    """Images of `side` x `side` pixels, which `read` makes of paths, in threads: uint8 (n, 3, side, side)."""
-    images = torch.empty(len(paths), 3, side, side, dtype=torch.uint8)
-    levels = images.numpy()
-
-    def fill(start: int) -> int:
-        block = paths[start : start + BLOCK]
-        for row, path in enumerate(block, start):
-            levels[row] = np.asarray(read(path)).transpose(2, 0, 1)
-        return len(block)
-
-    bar = tqdm(total=len(paths), desc="reading images", unit="images", disable=None)
-    with bar, ThreadPoolExecutor(min(16, usable_cores())) as pool:
-        for count in pool.map(fill, range(0, len(paths), BLOCK)):
-            bar.update(count)
-    return images
-
-
 def list_tiny_imagenet(split: str, root: Path) -> Listing:
     """Files of Tiny ImageNet in its published layout, `root`/tiny-imagenet-200: 200 classes, 64 x 64 pixels.
 
@@ -156,7 +92,7 @@ def list_tiny_imagenet(split: str, root: Path) -> Listing:
 def _tiny_wnids(folder: Path) -> list[str]:
     """Sorted ids of the classes: those in wnids.txt, each a folder of train/; without it, all its folders."""
     train, listing = folder / "train", folder / "wnids.txt"
-    present = _subfolders(train)
+    present = subfolders(train)
     if not present:
         raise FileNotFoundError(
             f"no Tiny ImageNet: {train} is absent or empty. Fetch {TINY_ADDRESS} and unpack it in "
@@ -167,7 +103,7 @@ def _tiny_wnids(folder: Path) -> list[str]:
     wnids = sorted(set(" ".join(read_lines(listing)).split()))
     absent = sorted(set(wnids) - set(present))
     if absent or not wnids:
-        lacking = f"{train} lacks {len(absent)} of the classes in wnids.txt: {_some(absent)}"
+        lacking = f"{train} lacks {len(absent)} of the classes in wnids.txt: {a_few(absent)}"
         raise ValueError(f"{lacking if wnids else f'{listing} is empty'}. {AFRESH}")
     _warn_of_others(train, set(present) - set(wnids), "wnids.txt")
     return wnids
@@ -177,10 +113,10 @@ def _tiny_val(folder: Path, wnids: list[str]) -> tuple[tuple[str, ...], Tensor]:
     """Paths and labels of the validation images, from val_annotations.txt."""
     val = folder / "val"
     images, listing = val / "images", val / "val_annotations.txt"
-    moved = sorted(set(wnids) & set(_subfolders(val)))
+    moved = sorted(set(wnids) & set(subfolders(val)))
     if moved:
         raise ValueError(
-            f"{val} has been rearranged into folders of classes ({_some(moved)}), but is read as published, "
+            f"{val} has been rearranged into folders of classes ({a_few(moved)}), but is read as published, "
             f"from images and val_annotations.txt. {AFRESH}"
         )
     if not listing.is_file():
@@ -198,16 +134,16 @@ def _tiny_val(folder: Path, wnids: list[str]) -> tuple[tuple[str, ...], Tensor]:
             )
         paths.append(str(images / name))
         labels.append(label_of[wnid])
-    present = set(_files(images))
+    present = set(files_in(images))
     missing, unlisted = sorted(set(paths) - present), sorted(present - set(paths))
     if missing:
         raise FileNotFoundError(
-            f"{len(missing)} of the {len(paths)} images in {listing} are missing: {_some(missing)}. {AFRESH}"
+            f"{len(missing)} of the {len(paths)} images in {listing} are missing: {a_few(missing)}. {AFRESH}"
         )
     if unlisted or not paths:
         raise ValueError(
             f"{listing} has {len(paths)} images, not the {len(present)} of {images}: it lacks "
-            f"{_some(unlisted)}. {AFRESH}"
+            f"{a_few(unlisted)}. {AFRESH}"
         )
     return tuple(paths), torch.tensor(labels)
 
@@ -239,13 +175,13 @@ def list_imagenet100(split: str, root: Path) -> Listing:
     if not folder.is_dir():
         raise FileNotFoundError(f"no ImageNet-100: {folder} is absent. {layout}")
     wnids = sorted(IMAGENET100.split())
-    absent = sorted(set(wnids) - set(_subfolders(folder)))
+    absent = sorted(set(wnids) - set(subfolders(folder)))
     if absent:
         raise FileNotFoundError(
             f"{folder} lacks {len(absent)} of the 100 classes: {', '.join(absent)}. {layout}"
         )
     if folder == own:
-        _warn_of_others(folder, set(_subfolders(folder)) - set(wnids), "the list of the 100 classes")
+        _warn_of_others(folder, set(subfolders(folder)) - set(wnids), "the list of the 100 classes")
     paths, labels = _train_files([folder / wnid for wnid in wnids], layout, 126_689)
     return paths, labels, tuple(wnids)
 
@@ -256,11 +192,11 @@ def _train_files(folders: list[Path], advice: str, published: int) -> tuple[tupl
     The classes take turns (the first image of each class, then the second of each), so that the first n
     images are a balanced part of the set. Warns if there are not as many images as were `published`.
     """
-    found = [(rank, label, path) for label, f in enumerate(folders) for rank, path in enumerate(_files(f))]
+    found = [(rank, label, path) for label, f in enumerate(folders) for rank, path in enumerate(files_in(f))]
     empty = sorted({str(f) for f in folders} - {os.path.dirname(path) for _, _, path in found})
     if empty:
         raise FileNotFoundError(
-            f"{len(empty)} of {len(folders)} folders of classes hold no images: {_some(empty)}. {advice}"
+            f"{len(empty)} of {len(folders)} folders of classes hold no images: {a_few(empty)}. {advice}"
         )
     if len(found) != published:  # a warning, because part of a set is enough for trials
         warnings.warn(
@@ -272,38 +208,7 @@ def _train_files(folders: list[Path], advice: str, published: int) -> tuple[tupl
     return tuple(path for _, _, path in found), torch.tensor([label for _, label, _ in found])
 
 
-def list_own(folder: Path) -> Listing:
-    """Files of a folder of the user's own: a subfolder is a class, whatever lies deeper in it.
-
-    Classes are sorted; images beside the folders of classes have the label -1. Without two folders that hold
-    images there are no classes, and all labels are -1. FileNotFoundError or ValueError, with advice, for a
-    folder that is absent or holds no images, and for one that holds parts of a set, such as train and test.
-    """
-    found = {name: _files_below(folder / name) for name in _subfolders(folder)}
-    classes = tuple(name for name, paths in found.items() if paths)
-    if classes and {name.lower() for name in classes} <= PARTS:
-        raise ValueError(
-            f"{folder} holds {_some(list(classes))}: parts of a set, not classes. Name the part to learn "
-            f"from, {folder / classes[0]}; a share of it is held out for evaluation"
-        )
-    paths = _files(folder, OWN_SUFFIXES)
-    labels = [-1] * len(paths)
-    for label, name in enumerate(classes):
-        paths += found[name]
-        labels += [label if len(classes) > 1 else -1] * len(found[name])
-    if not paths:
-        state = "holds no images" if folder.is_dir() else "is absent, or no folder"
-        raise FileNotFoundError(f"{folder} {state}: name one with files in {' '.join(OWN_SUFFIXES)}")
-    return tuple(paths), torch.tensor(labels), classes if len(classes) > 1 else ()
-
-
-def _files_below(folder: Path) -> list[str]:
-    """Paths of the user's own images in a folder and in all below it."""
-    deeper = [path for name in _subfolders(folder) for path in _files_below(folder / name)]
-    return [*_files(folder, OWN_SUFFIXES), *deeper]
-
-
-def _files(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
+def files_in(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
     """Sorted paths of the images in a folder, links included; an empty list if the folder is absent."""
     if not folder.is_dir():
         return []
@@ -311,7 +216,7 @@ def _files(folder: Path, suffixes: tuple[str, ...] = SUFFIXES) -> list[str]:
     return sorted(entry.path for entry in named if entry.is_file() or entry.is_symlink())
 
 
-def _subfolders(folder: Path) -> list[str]:
+def subfolders(folder: Path) -> list[str]:
     """Sorted names of the subfolders of a folder; an empty list if the folder is absent."""
     return sorted(entry.name for entry in _entries(folder) if entry.is_dir()) if folder.is_dir() else []
 
@@ -329,10 +234,11 @@ def _warn_of_others(folder: Path, others: set[str], listing: str) -> None:
     if others:
         warnings.warn(
             f"{folder} holds {len(others)} folders that {listing} does not name, and which are left out: "
-            f"{_some(sorted(others))}",
+            f"{a_few(sorted(others))}",
             stacklevel=4,
         )
 
 
-def _some(names: list[str]) -> str:
+def a_few(names: list[str]) -> str:
+    """The first three names, for an error message."""
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

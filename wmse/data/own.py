@@ -9,12 +9,15 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from wmse.data.folders import list_own, read_rgb, stack_images
-from wmse.data.sets import ImageSet
+from wmse.data.folders import SUFFIXES, Listing, a_few, files_in, subfolders
+from wmse.data.reading import read_rgb, stack_images
+from wmse.data.sets import ImageSet, stratified_subset
 from wmse.data.streaming import StreamedSet
 from wmse.machine import as_path
 from wmse.views import Triple
 
+OWN_SUFFIXES = (*SUFFIXES, ".webp", ".bmp", ".gif", ".tif", ".tiff")  # read in folders of the user's own
+PARTS = {"train", "training", "val", "valid", "validation", "test", "testing"}  # of a set: no classes
 HELD_OUT = 0.1  # share of the images, of each class, that is kept for evaluation
 ORDER_SEED = 2021  # orders the images and so draws the share, once for all runs: no recipe's seed changes it
 FEWEST = 20  # images: two are held out, which the measures of collapse need
@@ -39,7 +42,7 @@ def load_own(
     why files are `left_out`.
 
     Args:
-        folder: images, or a folder per class; see `wmse.data.folders.list_own`.
+        folder: images, or a folder per class; see `list_own`.
         size: height and width in pixels.
         device: where the sets are put.
         known: `mean` and `std` per channel, as in the record of the run that is evaluated; None: those of the
@@ -97,6 +100,37 @@ def load_own(
     }
 
 
+def list_own(folder: Path) -> Listing:
+    """Files of a folder of the user's own: a subfolder is a class, whatever lies deeper in it.
+
+    Classes are sorted; images beside the folders of classes have the label -1. Without two folders that hold
+    images there are no classes, and all labels are -1. FileNotFoundError or ValueError, with advice, for a
+    folder that is absent or holds no images, and for one that holds parts of a set, such as train and test.
+    """
+    found = {name: _files_below(folder / name) for name in subfolders(folder)}
+    classes = tuple(name for name, paths in found.items() if paths)
+    if classes and {name.lower() for name in classes} <= PARTS:
+        raise ValueError(
+            f"{folder} holds {a_few(list(classes))}: parts of a set, not classes. Name the part to learn "
+            f"from, {folder / classes[0]}; a share of it is held out for evaluation"
+        )
+    paths = files_in(folder, OWN_SUFFIXES)
+    labels = [-1] * len(paths)
+    for label, name in enumerate(classes):
+        paths += found[name]
+        labels += [label if len(classes) > 1 else -1] * len(found[name])
+    if not paths:
+        state = "holds no images" if folder.is_dir() else "is absent, or no folder"
+        raise FileNotFoundError(f"{folder} {state}: name one with files in {' '.join(OWN_SUFFIXES)}")
+    return tuple(paths), torch.tensor(labels), classes if len(classes) > 1 else ()
+
+
+def _files_below(folder: Path) -> list[str]:
+    """Paths of the user's own images in a folder and in all below it."""
+    deeper = [path for name in subfolders(folder) for path in _files_below(folder / name)]
+    return [*files_in(folder, OWN_SUFFIXES), *deeper]
+
+
 def _statistics(images: Tensor) -> tuple[Triple, Triple]:
     """Mean and standard deviation per channel of images uint8 (n, 3, h, w), in units of [0, 1]; std not 0."""
     counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in images.unbind(1)]).double()
@@ -104,16 +138,3 @@ def _statistics(images: Tensor) -> tuple[Triple, Triple]:
     mean = shares @ levels
     std = (shares @ levels.square() - mean.square()).clamp_min(255**-2).sqrt()
     return tuple(mean.tolist()), tuple(std.tolist())
-
-
-def stratified_subset(labels: Tensor, share: float, seed: int = 0) -> Tensor:
-    """Indices, ascending int64, of a share of each class in labels (n,), rounded, but one image at least.
-
-    Each class gives the first of its images in one random order of all images, drawn by the seed. So a subset
-    of smaller share lies within one of larger share.
-    """
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    shuffled = labels.cpu()[order]
-    members = [order[shuffled == label] for label in shuffled.unique()]
-    chosen = [part[: max(1, round(share * len(part)))] for part in members]
-    return torch.cat(chosen).sort().values.to(labels.device)

@@ -152,6 +152,19 @@ def load_validation(
     return images.take(learn), images.take(score)
 
 
+def stratified_subset(labels: Tensor, share: float, seed: int = 0) -> Tensor:
+    """Indices, ascending int64, of a share of each class in labels (n,), rounded, but one image at least.
+
+    Each class gives the first of its images in one random order of all images, drawn by the seed. So a subset
+    of smaller share lies within one of larger share.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    shuffled = labels.cpu()[order]
+    members = [order[shuffled == label] for label in shuffled.unique()]
+    chosen = [part[: max(1, round(share * len(part)))] for part in members]
+    return torch.cat(chosen).sort().values.to(labels.device)
+
+
 def view_batches(
     images: ImageSet | StreamedSet,
     order: Tensor,

@@ -20,7 +20,7 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from wmse.data.folders import read_rgb
+from wmse.data.reading import read_rgb
 from wmse.machine import usable_cores
 from wmse.views import Triple, ViewSettings, normalize_
 
