@@ -22,7 +22,7 @@ def embeddings(d, n, k, seed=0, dtype=torch.float32, noise=0.5):
 
 
 def distance(a, b, normalize):
-    """The distance of two (n, k) sets of vectors, averaged over them: paper, Eq. 6."""
+    """The distance of two (n, k) sets of vectors, averaged over them, as the paper defines it."""
     if normalize:
         return (2 - 2 * F.cosine_similarity(a, b, dim=-1)).mean()
     return ((a - b) ** 2).sum(-1).mean() / a.shape[-1]

@@ -28,7 +28,7 @@ def w_mse_loss(
     eps: float = 0.0,
     whitening_steps: int = 15,
 ) -> Tensor:
-    """W-MSE: the mean distance between *whitened* positives (paper, Sec. 3, Eq. 6, and "batch slicing").
+    """W-MSE: the mean distance between *whitened* positives (paper, Sec. 3: the loss, and "batch slicing").
 
     A random permutation of the images, shared by the views, cuts the batch into slices of `slice_size`
     images. Each slice of each view is whitened with its own mean and covariance; then positives are compared
@@ -92,7 +92,7 @@ def _slices(
 
 @at_least_float32
 def mse_loss(embeddings: Tensor, normalize: bool = True) -> Tensor:
-    """Mean distance between the positives of an image (paper, Eq. 1 and 2).
+    """Mean distance between the positives of an image: the paper's loss without its whitening (Sec. 3).
 
     Its trivial minimum is collapse, embeddings that are all the same: without whitening this is the baseline.
 

@@ -20,7 +20,7 @@ from wmse.numerics import deferred, float32_products, refuse_second_derivative, 
 def whiten(
     x: Tensor, method: str = "cholesky", eps: float = 0.0, steps: int = 15, centre: bool = True
 ) -> Tensor:
-    """Whiten every slice of `x` with its own mean and covariance (paper, Sec. 3, Eq. 3 and after).
+    """Whiten every slice of `x` with its own mean and covariance (paper, Sec. 3: the whitening transform).
 
     Args:
         x: (..., n, k) floating point: n samples of k dimensions; each leading index is a slice of its own.
