@@ -2,13 +2,14 @@
 
 from datetime import datetime
 
+import numpy as np
 import pytest
 from example_records import example_record, put
 
 from wmse.recipes import RECIPES, get_recipe
 from wmse.records import read_records
 from wmse.reproduction.claims import CLAIMS, RULES, TESTED_BUDGETS, findings, terms, verdict
-from wmse.reproduction.verdicts import Interval
+from wmse.reproduction.verdicts import Interval, interval
 
 BY_NAME = {claim.name: claim for claim in CLAIMS}
 
@@ -90,6 +91,23 @@ def test_the_evidence_says_on_which_side_a_method_is_and_where_the_margin_lies(t
     for method, values in {"simclr": (93, 94, 93), "w-mse-2": (91, 92, 91), "byol": (62, 63, 62)}.items():
         fill(tmp_path, method, map(float, values), "digits")
     assert "BYOL is undertrained" in found(tmp_path, "competitive", "digits").evidence
+    for method, values in {"simclr": (93, 94, 93), "w-mse-2": (91, 92, 91), "byol": (62, 63, 62)}.items():
+        fill(tmp_path, method, map(float, values), "cifar10-25")
+    assert "no method was tuned for 25 epochs" in found(tmp_path, "competitive", "cifar10-25").evidence
+
+
+def test_wrong_verdicts_of_two_comparisons_are_as_rare_as_the_module_says():
+    """At the limit of a claim: "holds" needs both comparisons, "fails" one of them."""
+    drawn = np.random.default_rng(0).normal(size=(200, 3, 3))
+    pairs = [
+        [verdict(interval(ours, rival - ahead), 0.0) for rival, ahead in ((first, 0), (second, far))]
+        for far in (50, 0)
+        for ours, first, second in drawn
+    ]
+    holds = sum(pair == ["holds", "holds"] for pair in pairs[:200]) / 200  # the other rival is far behind
+    fails = sum("fails" in pair for pair in pairs[200:]) / 200
+    assert holds < 0.05 and holds < fails < 0.08
+    assert all(len(claim.methods) <= 3 for claim in CLAIMS)
 
 
 def test_runs_that_scatter_wildly_decide_nothing(tmp_path):
