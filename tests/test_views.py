@@ -1,6 +1,7 @@
 """Views against torchvision's and Pillow's own transforms, fed the same parameters image by image."""
 
 import dataclasses
+import warnings
 
 import pytest
 import torch
@@ -301,6 +302,32 @@ def test_no_host_sync_and_one_graph():
     parameters = draw_parameters(6, 32, 32, ViewSettings(), seeded())
     graph = torch.compile(apply_views, fullgraph=True, backend="eager")
     torch.testing.assert_close(graph(images, parameters, *CIFAR), apply_views(images, parameters, *CIFAR))
+
+
+def test_compiling_the_views_silences_the_advice_on_tf32_and_no_other_warning(monkeypatch):
+    def inductor(graph, inputs):
+        # Both as torch words them: the first on GPUs of capability 8 and above, the second on small ones.
+        advice = "TensorFloat32 tensor cores for float32 matrix multiplication available but not enabled. "
+        advice += "Consider setting `torch.set_float32_matmul_precision('high')` for better performance."
+        warnings.warn(advice, stacklevel=1)
+        warnings.warn("Not enough SMs to use max_autotune_gemm mode", stacklevel=1)
+        return graph.forward
+
+    known = torch._dynamo.lookup_backend
+
+    def lookup(name):
+        return inductor if name == "inductor" else known(name)
+
+    monkeypatch.setattr(torch._dynamo, "lookup_backend", lookup)
+    images = some_images(6)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        compiled = make_views(images, 2, *CIFAR, generator=seeded(), compiled=True)
+    texts = [str(warning.message) for warning in seen]
+    assert not [text for text in texts if "TensorFloat32" in text]
+    assert "Not enough SMs to use max_autotune_gemm mode" in texts
+    torch.testing.assert_close(compiled, make_views(images, 2, *CIFAR, generator=seeded()))
+    torch.compiler.reset()  # no later test meets views compiled by the stand-in
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

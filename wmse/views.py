@@ -8,8 +8,9 @@ does not wait for the device, and `torch.compile` sees one graph.
 
 import functools
 import math
+import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -146,7 +147,18 @@ def _views_of(
 
 @functools.cache
 def _compiled() -> Callable[..., Tensor]:
-    return torch.compile(_views_of, fullgraph=True, dynamic=False)
+    return torch.compile(_views_of, fullgraph=True, dynamic=False, backend=_inductor)
+
+
+def _inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+    """torch.compile's own backend, without its advice to turn on TF32.
+
+    Views are float32 on purpose: TF32 keeps three digits, and views would differ from one device to another.
+    Every process that compiles would print that advice. Other warnings pass.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "TensorFloat32 tensor cores .* available but not enabled")
+        return torch._dynamo.lookup_backend("inductor")(graph, inputs)
 
 
 def _check_settings(count: int, height: int, width: int, settings: ViewSettings) -> None:
