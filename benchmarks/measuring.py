@@ -96,6 +96,7 @@ def finish(table: Table, device: torch.device, out: Path) -> Path:
         "machine": name,
         "measured": records.now(),
         "git": machine.git_state(),
+        "package_sha256": machine.package_hash(),  # names the code where a copy is no repository
         "versions": machine.versions(),
         "hardware": machine.describe(device),
     }
