@@ -252,3 +252,11 @@ def test_the_environment_chooses_the_results_and_must_name_a_folder(installed, t
     monkeypatch.setenv("WMSE_RESULTS", str(tmp_path / "gone"))
     with pytest.raises(NotADirectoryError, match="gone"):
         records.results_folder()
+
+
+def test_the_copy_beside_exported_networks_is_not_a_second_run(tmp_path):
+    put(tmp_path, example_record())
+    put(tmp_path, example_record(), "encoders/cifar10-w-mse-2")
+    entries, problems = records.read_records(tmp_path)
+    assert [entry.folder for entry in entries] == [tmp_path / "cifar10/w-mse-2/seed-0"] and not problems
+    assert len(records.read_records(tmp_path / "encoders")[0]) == 1, "asked for by its folder"

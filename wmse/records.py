@@ -252,9 +252,9 @@ class Entry(NamedTuple):
 
 
 def read_records(root: str | Path) -> tuple[list[Entry], list[str]]:
-    """All records below `root` but those of own images, by folder; a sentence on each that is broken."""
-    entries, problems = [], []
-    for path in sorted(Path(root).rglob("record.json")):
+    """Records below `root`, without own images and copies in root/encoders; a sentence on each broken one."""
+    entries, problems, root = [], [], Path(root)
+    for path in sorted({*root.rglob("record.json")} - {*root.glob("encoders/*/record.json")}):
         try:
             entries.append(Entry(path.parent, read_record(path.parent)))
         except (BrokenRecordError, OSError) as error:

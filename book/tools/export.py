@@ -26,7 +26,7 @@ from wmse.networks import read_weights  # noqa: E402
 from wmse.records import NETWORKS, Record  # noqa: E402
 
 ENCODERS = ROOT / "results" / "encoders"
-LARGEST = 6_000_000  # bytes of the folder
+LARGEST = 6 * 2**20  # bytes of the folder
 CARD = """# {method} on {dataset}: an encoder to take away
 
 {summary}
@@ -75,10 +75,12 @@ def plain_network(record: Record) -> str:
     """Lines of Python that build the encoder's architecture with torchvision alone."""
     width, stem = record.recipe.width, record.recipe.stem
     lines = [
+        "",
         "class Slim(ResNet):  # torchvision's ResNet with fewer channels",
         "    def _make_layer(self, block, planes, *rest, **options):",
         f"        self.inplanes = {width} if planes == 64 else self.inplanes",
         f"        return super()._make_layer(block, planes * {width} // 64, *rest, **options)",
+        "",
         "",
         "network = Slim(BasicBlock, [2, 2, 2, 2])",
         f"network.conv1 = torch.nn.Conv2d(3, {width}, 3, padding=1, bias=False)",
@@ -152,7 +154,8 @@ def export(run: Path, root: Path = ENCODERS) -> Path:
         if not all(torch.isfinite(value).all() for value in halved.values()):
             raise ValueError(f"{run / name} holds values beyond float16's range: keep it in float32")
         machine.write_whole(folder / name, save(halved))
-    machine.write_whole(folder / "record.json", (run / "record.json").read_bytes())
+    text = json.dumps(json.loads((run / "record.json").read_text("utf-8")), separators=(",", ":"))
+    machine.write_whole(folder / "record.json", f"{text}\n".encode())
     machine.write_whole(folder / "README.md", card(record, folder.name).encode())
     size = sum(path.stat().st_size for path in folder.iterdir())
     if size > LARGEST:
