@@ -35,7 +35,7 @@ bench: $(INSTALLED) ## measure the speed of all parts against plain references (
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r benchmarks/requirements.txt
 	$(BIN)/python -m benchmarks --profile
 
-picture: $(INSTALLED) ## take the README's picture and the site's social card from chapter 5 as executed last
+picture: $(INSTALLED) ## draw the README's picture and the site's social card from results/pictures
 	$(BIN)/python book/tools/picture.py
 
 repository: ## change the repository's address everywhere: make repository URL=https://github.com/OWNER/NAME

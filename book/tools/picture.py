@@ -1,4 +1,4 @@
-"""Take the README's picture from chapter 5 as it was executed last, and make the site's social card from it.
+"""Draw the README's picture from the pictures of CIFAR-10 on record, and make the site's social card from it.
 
     make picture
 
@@ -8,14 +8,18 @@ the picture; `python book/tools/picture.py --card` makes it from the picture tha
 
 import base64
 import io
+import json
 import re
 import sys
 from pathlib import Path
-
-import nbformat
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-EXECUTED = ROOT / "_build" / "stage" / "notebooks" / "05_training.ipynb"
+sys.path.insert(0, str(ROOT))
+
+from wmse import figures  # noqa: E402
+
+PICTURES = ROOT / "results" / "pictures" / "cifar10.json"
 PICTURE = ROOT / "book" / "_static" / "scattering.svg"
 CARD = PICTURE.with_name("social-card.png")
 SIZE = (12, 6.3)  # inches at 100 dots: what the networks crop least
@@ -30,13 +34,32 @@ FRAME = re.compile(
 )
 
 
-def take(executed: Path) -> str:
-    """The figure of the chapter, as SVG."""
-    (cell,) = [cell for cell in nbformat.read(executed, as_version=4).cells if cell.id == "fig-scale"]
-    (figure,) = [
-        output.data["image/svg+xml"] for output in cell.outputs if "image/svg+xml" in output.get("data", {})
-    ]
-    return figure
+def draw(pictures: dict[str, Any]) -> str:
+    """The embeddings of MSE and of W-MSE 2 at one scale, side by side, as SVG.
+
+    pictures: the content of `results/pictures/cifar10.json`, which `layouts.py` writes.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    figures.use_style()
+    size = (figures.WIDTH, 3.7)
+    figure, axes = plt.subplots(1, 2, figsize=size, sharex=True, sharey=True)
+    runs = {run["label"]: run for run in pictures["runs"].values()}
+    for ax, label in zip(axes, ("MSE", "W-MSE 2"), strict=True):
+        places = np.array(runs[label]["plane"]).reshape(-1, 2) / pictures["scale"]
+        figures.scatter(places, np.array(pictures["labels"]), pictures["classes"], ax)
+        ax.set_title(f"{label}:\neffective rank {runs[label]['measures']['effective_rank']:.1f}")
+        ax.set(xlabel="first component", aspect="equal")
+    axes[0].set_ylabel("second component")
+    figures.class_legend(figure, axes[0])
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return text.getvalue()
 
 
 def draw_card(picture: str, path: Path) -> None:
@@ -74,7 +97,7 @@ def draw_card(picture: str, path: Path) -> None:
             # The SVG turns the bitmap over: its first row lies at the lower end.
             ax.imshow(pixels[::-1], extent=(x, x + width, -y + height, -y), zorder=2)
             ax.set(xlim=(x0, x1), ylim=(bottom, top), aspect="equal")
-        note = "Embeddings of test images, to scale. A small live run on two processor cores."
+        note = "Embeddings of photographs that neither network has seen, at one scale."
         figure.text(0.5, 0.06, note, size=15, ha="center", va="center", color="#444444")
         figure.savefig(path, metadata={"Software": None})
         plt.close(figure)
@@ -82,9 +105,7 @@ def draw_card(picture: str, path: Path) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:] != ["--card"]:
-        if not EXECUTED.exists():
-            raise SystemExit(f"{EXECUTED.relative_to(ROOT)} does not exist: run `make book` first")
-        PICTURE.write_text(take(EXECUTED), encoding="utf-8")
+        PICTURE.write_text(draw(json.loads(PICTURES.read_text("utf-8"))), encoding="utf-8")
         print(PICTURE.relative_to(ROOT))
     draw_card(PICTURE.read_text(encoding="utf-8"), CARD)
     print(CARD.relative_to(ROOT))
