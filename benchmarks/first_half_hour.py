@@ -2,10 +2,11 @@
 
     python -m benchmarks.first_half_hour [--minutes 30] [--out results] [--data DIR]
 
-1. `tests/test_cuda.py`; what fails is said, and stops nothing.
+1. `tests/test_cuda.py`; what fails is said, and stops nothing. On an H100 it takes 100 seconds, most of them
+   to compile the views; what is compiled then, later processes find on the disk.
 2. Two recipes are timed in each way of computing (`WAYS`), and the fastest is taken for the runs.
-3. The runs of Table 1 at 200 epochs that have no finished record yet train side by side: as many as the card
-   holds, one processor core each, the next one as soon as one ends.
+3. The runs of Table 1 at 200 epochs that have no finished record yet train, two at a time on a GPU
+   (`places`), the next one as soon as one ends. So the first are finished early, and not all at the end.
 
 It may end at any second. Each run writes a checkpoint every half minute and its record from the beginning;
 shortly before the time is up all are asked to stop, and write both once more. The same command goes on where
@@ -15,6 +16,7 @@ rehearses the whole in a few minutes on a processor.
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -49,6 +51,7 @@ WAYS = {
 PREPARATION = 300.0  # seconds for tests and timing together
 LAST = 75.0  # seconds before the end at which runs are asked to stop: time for a step, a checkpoint, a record
 CONTEXT = 700  # MiB that a process takes on a GPU beside its tensors
+AT_ONCE = 2  # runs on one GPU: the reason is in `places`
 
 
 @dataclass(frozen=True)
@@ -111,13 +114,20 @@ def fastest(trials: Sequence[Trial], names: Sequence[str]) -> str | None:
     return min(complete, key=complete.get) if complete else None
 
 
-def places(trials: Sequence[Trial], way: str, device: torch.device) -> int:
-    """How many runs the device holds at once: a core each, and a quarter more memory than was measured."""
+def places(trials: Sequence[Trial], way: str | None, device: torch.device) -> int:
+    """How many runs the device has room for at once; on a CPU one a core.
+
+    On a GPU it is two, or one where memory or cores do not suffice for two, with a quarter more memory than
+    was measured. Memory would hold many more, but they would only share the GPU: alone, a run at full width
+    keeps an H100 busy for nine tenths of a step (benchmarks/results/nvidia-h100-80gb-hbm3). Sixteen at once
+    would each take almost sixteen times as long, and a lease that ended before that would leave no finished
+    run. The second one computes while the first compiles, waits or is evaluated.
+    """
     cores = machine.usable_cores()
     if device.type == "cpu":
         return cores
     need = CONTEXT + 1.25 * max((trial.memory for trial in trials if trial.way == way), default=3000)
-    return max(1, min(cores, int(torch.cuda.mem_get_info(device)[0] / 2**20 / need)))
+    return max(1, min(AT_ONCE, cores, int(torch.cuda.mem_get_info(device)[0] / 2**20 / need)))
 
 
 def is_finished(folder: Path) -> bool:
@@ -127,10 +137,13 @@ def is_finished(folder: Path) -> bool:
 def side_by_side(commands: dict[str, list[str]], count: int, logs: Path, until: float) -> dict[str, int]:
     """Run commands, `count` at a time, until all have ended or the time is up; the exit status of each.
 
+    They share the cores, unless OMP_NUM_THREADS says how many threads each has.
+
     When the time is up, or this process is asked to stop, those that run get SIGTERM and are waited for.
     """
     waiting, running, ended, stop = dict(commands), {}, {}, []
     logs.mkdir(parents=True, exist_ok=True)
+    threads = {"OMP_NUM_THREADS": str(max(1, machine.usable_cores() // count))}
     before = {
         number: signal.signal(number, lambda *_: stop.append(1)) for number in (signal.SIGTERM, signal.SIGINT)
     }
@@ -140,6 +153,7 @@ def side_by_side(commands: dict[str, list[str]], count: int, logs: Path, until: 
                 name = next(iter(waiting))
                 with (logs / f"{name}.log").open("a") as log:
                     how = {"stdout": log, "stderr": subprocess.STDOUT, "cwd": ROOT, "start_new_session": True}
+                    how["env"] = threads | dict(os.environ)
                     running[name] = subprocess.Popen(waiting.pop(name), **how)
                 print(f"started {name}", flush=True)
             time.sleep(0.2)
@@ -174,6 +188,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--methods", nargs="+", default=METHODS, help="second parts (%(default)s)")
     parser.add_argument(
         "--seeds", nargs="+", type=int, default=[0, 1, 2], help="all methods of one, then the next"
+    )
+    parser.add_argument(
+        "--places", type=int, help="runs at a time; on a GPU more than two pay for small networks"
     )
     parser.add_argument("--steps", type=int, default=50, help="timed steps (%(default)s)")
     parser.add_argument("--epochs", type=int, help="fewer epochs, to rehearse")
@@ -226,7 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
                 command = [sys.executable, "-m", "wmse", "train", name, "--seed", str(seed), "--resume"]
                 key = f"{name}-seed-{seed}".replace("/", "-")
                 commands[key] = [*command, *shared, "--out", str(folder.resolve())]
-    count = places(trials, way, device)
+    count = options.places or places(trials, way, device)
     print(f"{len(commands)} run(s), {count} at a time, until {60 * options.minutes:.0f} s", flush=True)
     ended = side_by_side(commands, count, options.out / "first-half-hour", until)
     return sum(status not in (0, 128 + signal.SIGTERM, -signal.SIGTERM) for status in ended.values())

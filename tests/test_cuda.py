@@ -1,13 +1,14 @@
 """What only a GPU can tell. Skipped where there is none.
 
-A device that computes nothing (book/speed.md says what that is) shows devices, dtypes, shapes, recordings and
-waits of the host. Three tests need no more, and have passed on it: the loss and a training step make the host
-wait for nothing, and every method takes steps. The test of CUDA graphs passes there too, but only shows that
-everything is recorded, because it then compares constants with constants.
+All of these tests have passed on an NVIDIA H100, with torch 2.11. There they take less than two minutes, most
+of that to compile the views for the first time.
 
-Others need a GPU. Those that compare with the CPU or meet a singular slice need values. The test of a refused
-slice reads a count from the device, and the profile of a step needs the times of kernels. Whether a recipe
-trains, resumes and is evaluated on such a device has not been seen to the end.
+A device that computes nothing (book/speed.md says what that is) shows devices, dtypes, shapes, recordings and
+waits of the host. Three tests need no more, and pass on it too: the loss and a training step make the host
+wait for nothing, and every method takes steps. The test of CUDA graphs passes there, but only shows that
+everything is recorded, because it then compares constants with constants. Others need a GPU. Those that
+compare with the CPU or meet a singular slice need values. The test of a refused slice reads a count from the
+device, and the profile of a step needs the times of kernels.
 """
 
 from dataclasses import replace

@@ -4,8 +4,11 @@ import sys
 import time
 from dataclasses import replace
 
-from benchmarks.first_half_hour import Trial, fastest, flags, main, side_by_side
-from wmse import records, training
+import pytest
+import torch
+
+from benchmarks.first_half_hour import AT_ONCE, CONTEXT, Trial, fastest, flags, main, places, side_by_side
+from wmse import machine, records, training
 from wmse.recipes import get_recipe
 
 
@@ -27,6 +30,21 @@ def test_flags_are_those_of_the_command_line():
     )
 
 
+@pytest.mark.parametrize(
+    ("cores", "runs_in_memory", "expected"),
+    [(16, 30.0, AT_ONCE), (16, 1.9, 1), (1, 30.0, 1), (16, 0.5, 1)],
+)
+def test_few_runs_share_a_gpu_however_many_its_memory_holds(cores, runs_in_memory, expected, monkeypatch):
+    """Sixteen at once would end together, sixteen times later; and none of them if the lease ends before."""
+    assert AT_ONCE <= 3
+    trials = [trial("a", "graphs", 1.0), trial("b", "graphs", 1.0), Trial("a", "plain", 1.0, 9e9, {})]
+    free = int(runs_in_memory * (CONTEXT + 1.25 * 1000.0) * 2**20)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**12))
+    monkeypatch.setattr(machine, "usable_cores", lambda: cores)
+    assert places(trials, "graphs", torch.device("cuda")) == expected
+    assert places(trials, "graphs", torch.device("cpu")) == cores
+
+
 def python(code):
     return [sys.executable, "-S", "-c", code]
 
@@ -34,6 +52,25 @@ def python(code):
 def test_places_are_filled_as_they_become_free_and_failures_stop_nothing(tmp_path):
     commands = {f"run {number}": python(f"raise SystemExit({number})") for number in range(5)}
     assert side_by_side(commands, 2, tmp_path, time.monotonic() + 60) == {f"run {n}": n for n in range(5)}
+
+
+@pytest.mark.parametrize(("set_to", "expected"), [(None, "3"), ("1", "1")])
+def test_runs_share_the_cores(set_to, expected, tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "usable_cores", lambda: 7)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if set_to:
+        monkeypatch.setenv("OMP_NUM_THREADS", set_to)
+    tell = python("import os; print(os.environ['OMP_NUM_THREADS'])")
+    assert side_by_side({"run": tell}, 2, tmp_path, time.monotonic() + 60) == {"run": 0}
+    assert (tmp_path / "run.log").read_text().split() == [expected]
+
+
+def test_runs_end_in_turn_and_not_all_at_the_end(tmp_path):
+    """One place: the second run begins when the first has ended."""
+    log = str(tmp_path / "order")
+    commands = {name: python(f"open({log!r}, 'a').write('{name} begins, {name} ends. ')") for name in "abc"}
+    side_by_side(commands, 1, tmp_path, time.monotonic() + 60)
+    assert (tmp_path / "order").read_text() == "".join(f"{name} begins, {name} ends. " for name in "abc")
 
 
 def test_when_the_time_is_up_runs_are_asked_to_stop_and_waited_for(tmp_path):

@@ -41,8 +41,9 @@ ON_A_GPU_FIRST = ("python -m benchmarks.first_half_hour", "python -m benchmarks 
 LENT = (
     "Needs a GPU. The first command is for one that is lent for half an hour (`--minutes 30`). It runs "
     "`tests/test_cuda.py`, times a step of two recipes by part, compiled and not, in bfloat16 and float16, "
-    "and takes the fastest way. Then the runs of Table 1 at 200 epochs train side by side, as many as the "
-    "card holds. The lease may end at any second: the same command goes on from the last checkpoints. "
+    "and takes the fastest way. Then the runs of Table 1 at 200 epochs train two at a time, because more "
+    "would only share the card. The lease may end at any second: the same command goes on from the last "
+    "checkpoints. "
     "`--budget digits --epochs 2 --limit 512` rehearses it on a processor.",
     "A machine that has only torch and torchvision needs four small wheels besides, with what they need "
     "themselves. `pip download -d wheels tyro pydantic safetensors tqdm` fetches them where there is a "
