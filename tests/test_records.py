@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from enum import Enum
+from typing import get_args
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from example_records import example_record, parsed, put
 
 from wmse import records
 from wmse.recipes import RECIPES, get_recipe
-from wmse.records import STATUSES, BrokenRecordError
+from wmse.records import BrokenRecordError
 
 CPU = torch.device("cpu")
 
@@ -149,7 +150,7 @@ def test_what_is_no_record_at_all_is_refused(text, tmp_path):
         records.read_record(tmp_path)
 
 
-@pytest.mark.parametrize("status", STATUSES)
+@pytest.mark.parametrize("status", get_args(records.Status))
 def test_only_a_finished_run_must_have_results(status):
     record = changed(example_record(status=status), "metrics", MISSING)
     if status == "finished":

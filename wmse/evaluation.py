@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wmse.data import ImageSet, StreamedSet, stratified_subset, view_batches
+from wmse.data import Images, stratified_subset, view_batches
 from wmse.metrics import (
     alignment,
     cca_dimensions,
@@ -28,7 +28,6 @@ from wmse.recipes import Recipe
 BATCH = 1000
 TOP5_CLASSES = 100  # classes from which on top-5 accuracy is reported
 LABEL_SHARES = {"10pct": 0.1, "1pct": 0.01}  # of the probe's labels, for label efficiency
-Images = ImageSet | StreamedSet
 
 
 @contextmanager

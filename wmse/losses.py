@@ -48,8 +48,8 @@ def w_mse_loss(
         ValueError: sizes that do not fit, naming the nearest that do; bad values, as in `whiten`.
         SingularCovarianceError: as in `whiten`; the slice is named as (view, iteration, slice).
     """
-    d, n, k = _shape(embeddings)
-    numerics.check_sizes(d, n, k, slice_size, iterations)
+    _, n, k = _shape(embeddings)
+    numerics.check_sizes(n, k, slice_size, iterations)
     slices = _slices(embeddings, slice_size, iterations, generator)
     if whitening == STANDARDIZE:
         if eps:
@@ -244,8 +244,8 @@ def cw_rgp_loss(
     n is a multiple of `slice_size`, k of `groups`. A slice has fewer images than a group has channels,
     k / groups; half as many are advised. All else, and the errors raised, are as in `w_mse_loss`.
     """
-    d, n, k = _shape(embeddings)
-    numerics.check_channel_sizes(d, n, k, slice_size, groups, iterations)
+    _, n, k = _shape(embeddings)
+    numerics.check_channel_sizes(n, k, slice_size, groups, iterations)
     slices = _slices(embeddings, slice_size, iterations, generator)
     slices = slices - slices.mean(-1, keepdim=True)
     source = generator.device if generator is not None else slices.device

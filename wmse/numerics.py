@@ -209,17 +209,17 @@ def refuse_second_derivative(name: str) -> None:
         raise RuntimeError(f"{name} has no second derivative: call autograd without create_graph=True")
 
 
-def check_sizes(d: int, n: int, k: int, slice_size: int, iterations: int = 1) -> None:
+def check_sizes(n: int, k: int, slice_size: int, iterations: int = 1) -> None:
     """Raise ValueError for sizes that `w_mse_loss` cannot work with, naming the nearest that do."""
     if slice_size <= k:
         raise ValueError(
             f"slice_size = {slice_size} is not more than k = {k}: a slice's covariance would be singular. "
             f"The least that works is {k + 1}; 2k = {2 * k} is advised."
         )
-    _check_slices(d, n, slice_size, iterations, range(k + 1, n + 1))
+    _check_slices(n, slice_size, iterations, range(k + 1, n + 1))
 
 
-def check_channel_sizes(d: int, n: int, k: int, slice_size: int, groups: int, iterations: int = 1) -> None:
+def check_channel_sizes(n: int, k: int, slice_size: int, groups: int, iterations: int = 1) -> None:
     """Raise ValueError for sizes that `cw_rgp_loss` cannot work with, naming the nearest that do."""
     if groups < 1 or k % groups:
         nearest = _around([size for size in range(1, k + 1) if k % size == 0], groups)
@@ -232,7 +232,7 @@ def check_channel_sizes(d: int, n: int, k: int, slice_size: int, groups: int, it
             f"its covariance between images would be singular. Use slices of {k // groups - 1} images at "
             f"most ({k // groups // 2} is advised), fewer groups or a larger k."
         )
-    _check_slices(d, n, slice_size, iterations, range(1, min(n, k // groups - 1) + 1))
+    _check_slices(n, slice_size, iterations, range(1, min(n, k // groups - 1) + 1))
 
 
 def check_pairs(d: int) -> None:
@@ -241,8 +241,7 @@ def check_pairs(d: int) -> None:
         raise ValueError(f"d = {d} positives make no pair: at least 2 views of an image are needed")
 
 
-def _check_slices(d: int, n: int, slice_size: int, iterations: int, allowed: range) -> None:
-    check_pairs(d)
+def _check_slices(n: int, slice_size: int, iterations: int, allowed: range) -> None:
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1; got {iterations}")
     if slice_size < 1 or n == 0 or n % slice_size:

@@ -97,14 +97,14 @@ def check_method(recipe: Recipe, batch_size: int) -> None:
     if recipe.method not in (*OBJECTIVES, "none"):
         raise ValueError(f"unknown method {recipe.method!r}; there are: {', '.join(OBJECTIVES)}, none")
     d, k = recipe.positives, recipe.embedding_dim
-    if recipe.method == "w-mse":
-        check_sizes(d, batch_size, k, recipe.slice_size, recipe.iterations)
-    elif recipe.method == "cw-rgp":
-        check_channel_sizes(d, batch_size, k, recipe.slice_size, recipe.groups, recipe.iterations)
-    elif recipe.method not in ("supervised", "none"):
+    if recipe.method not in ("supervised", "none"):
         check_pairs(d)
     elif d < 1:
         raise ValueError(f"positives = {d}: at least 1 view of an image is needed")
+    if recipe.method == "w-mse":
+        check_sizes(batch_size, k, recipe.slice_size, recipe.iterations)
+    elif recipe.method == "cw-rgp":
+        check_channel_sizes(batch_size, k, recipe.slice_size, recipe.groups, recipe.iterations)
     if recipe.detach_second and (recipe.method, d) != ("w-mse", 2):
         raise ValueError(
             f"detach_second is for method w-mse with 2 positives; got {recipe.method} with {d}: leave it off"

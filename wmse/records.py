@@ -17,7 +17,7 @@ from functools import cached_property
 from itertools import chain, count, islice, takewhile
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pydantic
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
@@ -34,7 +34,6 @@ DAMAGED = "checkpoint.damaged.pt"  # a newest checkpoint in whose place the one 
 NETWORKS = ("encoder.safetensors", "projector.safetensors")
 WRITTEN = ("record.json", "metrics.csv", *NETWORKS, *CHECKPOINTS, DAMAGED)  # all names that a run writes
 Status = Literal["running", "finished", "interrupted", "failed", "obsolete"]  # obsolete: replaced by a later
-STATUSES = get_args(Status)
 FINISHED = "metrics finished steps train_seconds wall_seconds precision images peak_memory_mb".split()
 # Metrics that may be null: they need more images or dimensions than some runs have.
 MAY_BE_NULL = ("cca_dimensions", "effective_rank_whitened", "alignment_whitened", "uniformity_whitened")

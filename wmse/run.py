@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from wmse import distributed, machine, networks
-from wmse.data import STATISTICS, ImageSet, StreamedSet, load, view_batches
+from wmse.data import STATISTICS, Images, load, view_batches
 from wmse.networks import Networks, Normalized, Outputs
 from wmse.numerics import Checks, all_finite, loss_scaler, require, resolve_precision
 from wmse.objectives import WHOLE_BATCH, compute_loss
@@ -44,9 +44,9 @@ class Run:
         self.recipe, self.device = recipe, torch.device(device)
         on_gpu = self.device.type == "cuda"
         self.dtype = resolve_precision(recipe.precision, self.device)  # float32 means no autocast
-        # Channels last is faster on CPUs and tensor cores, contiguous for float32 on a GPU. On a CPU without
-        # AVX512, the backward pass of convolutions of fewer than 8 channels, channels last, corrupts memory.
-        contiguous = self.dtype == torch.float32 if on_gpu else recipe.width < 8
+        # Channels last is faster on CPUs and tensor cores, contiguous for float32 on a GPU. On some CPUs the
+        # backward pass of convolutions of 8 channels or fewer, channels last, corrupts memory (PyTorch 2.14).
+        contiguous = self.dtype == torch.float32 if on_gpu else recipe.width <= 8
         self.memory_format = torch.contiguous_format if contiguous else torch.channels_last
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(recipe.seed)
@@ -113,7 +113,7 @@ class Run:
         one_gpu = self.device.type == "cuda" and distributed.size() == 1
         return one_gpu and recipe.cuda_graphs and not recipe.compile and recipe.stem != "224px"
 
-    def epoch(self, images: ImageSet | StreamedSet) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, images: Images) -> Iterator[tuple[Tensor, Tensor]]:
         """Take the steps that remain of this epoch, and yield each one's loss and embeddings as `step` does.
 
         An epoch begins by drawing the order of the training images, the same in all processes. A run resumed

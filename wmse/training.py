@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wmse import checkpoints, distributed, machine, records
-from wmse.data import OWN_PROBE, ImageSet, StreamedSet, load, load_own, load_validation
+from wmse.data import OWN_PROBE, Images, load, load_own, load_validation
 from wmse.evaluation import effective_rank, embedding_std, evaluate, features, project
 from wmse.metrics import spectra
 from wmse.objectives import check_batch, check_recipe
@@ -22,7 +22,6 @@ from wmse.recipes import Recipe, get_recipe
 from wmse.records import Record
 from wmse.run import Run, load_networks, save_networks
 
-Images = ImageSet | StreamedSet
 Sets = dict[str, Images]  # by split
 CHECKPOINT_SECONDS = 30.0  # between checkpoints
 REPORT_SECONDS = 30.0  # between lines of progress where the output is no terminal

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wmse.data.folders import SUFFIXES, Listing, a_few, files_in, subfolders
 from wmse.data.reading import read_rgb, stack_images
-from wmse.data.sets import ImageSet, stratified_subset
+from wmse.data.sets import Images, ImageSet, stratified_subset
 from wmse.data.streaming import StreamedSet
 from wmse.machine import as_path
 from wmse.views import Triple
@@ -31,7 +31,7 @@ def load_own(
     size: int | None,
     device: str | torch.device = "cpu",
     known: Mapping[str, Any] | None = None,
-) -> tuple[dict[str, ImageSet | StreamedSet], dict[str, Any]]:
+) -> tuple[dict[str, Images], dict[str, Any]]:
     """The splits of a folder of images, by name, and what a record keeps of it.
 
     Every file is read here, once, so that no damaged one stops a run: it is left out, with a warning. Images
@@ -87,7 +87,7 @@ def load_own(
         )
     mean, std = (known["mean"], known["std"]) if known else _statistics(images[train])
     about = {"name": "folder", "labels": labels, "classes": classes, "mean": mean, "std": std}
-    whole: ImageSet | StreamedSet = ImageSet(images=images, **about)
+    whole: Images = ImageSet(images=images, **about)
     if streamed:
         whole = StreamedSet(paths=paths, **about, resize=size * 8 // 7, crop=size, upright=True)
     learn, test = whole.take(train).to(device), whole.take(order[held_out]).to(device)

@@ -93,6 +93,9 @@ class ImageSet:
         return (self.normalized(slice(start, start + size)) for start in range(0, len(self), size))
 
 
+Images = ImageSet | StreamedSet
+
+
 def load(
     name: str,
     split: str,
@@ -100,7 +103,7 @@ def load(
     device: str | torch.device = "cpu",
     limit: int | None = None,
     mirror: str | None = None,
-) -> ImageSet | StreamedSet:
+) -> Images:
     """One split of a data set.
 
     The encoder learns from "train"; classifiers learn from "probe" and are tested on "test". The probe and
@@ -166,7 +169,7 @@ def stratified_subset(labels: Tensor, share: float, seed: int = 0) -> Tensor:
 
 
 def view_batches(
-    images: ImageSet | StreamedSet,
+    images: Images,
     order: Tensor,
     d: int,
     batch_size: int,
