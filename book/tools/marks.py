@@ -4,8 +4,8 @@
     python book/tools/marks.py 02_ada.ipynb 02_grace.ipynb
 
 Folders are searched for notebooks. Files and folders may keep the names that Canvas, Moodle and Blackboard
-give them in the archive of all submissions. The chapter is read from the notebook's metadata, where the
-student's edition writes it, and otherwise told from its cells.
+give them in the archive of all submissions; unpack the archive first. The chapter is read from the notebook's
+metadata, where the student's edition writes it, and otherwise told from its cells.
 
 For each exercise the command prints `right`, `wrong` with the check's message, `not done`, `missing` or
 `too slow`. Checks come from the repository, whatever was handed in. One process runs all exercises of a file,
@@ -22,6 +22,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,10 +36,11 @@ START = 120  # for the imports
 COLUMNS = ("student", "id", "chapter", "right", "exercises", "marks", "file")
 
 # Canvas: the sorted name without spaces, LATE perhaps, the numbers of student and file; or anon_ and a code.
-CANVAS = re.compile(r"(?:(?!LATE_|anon_)(?P<student>\w+?)_)?(?:LATE_)?(?P<id>\d+|anon_\w+?)_\d+_.*\.ipynb")
+CANVAS = re.compile(r"(?:(?!LATE_|anon_)(?P<student>\w+?)_)?(?:LATE_)?(?P<id>\d+|anon_\w+?)_\d+_.*\.\w+")
 # Moodle: the same as the beginning of a file's name or, if downloaded in folders, as a folder's name.
 MOODLE = re.compile(r"(?P<student>.+?)_(?P<id>\d+)_assignsubmission_file(?:_.*)?")
-BLACKBOARD = re.compile(r".+_(?P<student>[^_]+)_attempt_\d{4}(?:-\d\d){5}(?:_.*)?")
+# Blackboard: assignment, user, attempt. A user may hold "_" (j_doe), so the first "_" ends the assignment.
+BLACKBOARD = re.compile(r"[^_]+_(?P<student>.+?)_attempt_\d{4}(?:-\d\d){5}(?:_.*)?")
 
 # Runs in a Python of its own. If an exercise takes too long, a thread in C writes to "slow" and ends Python.
 PROGRAM = """\
@@ -78,10 +80,15 @@ class Submission(NamedTuple):
 
 
 def submissions(paths: Iterable[Path]) -> list[Submission]:
-    """All notebooks among `paths` and in the folders among them, by the names of their files."""
+    """All notebooks among `paths` and in the folders among them, by the names of their files.
+
+    Archives come along, so that a student who has handed one in is in the table; `code_cells` refuses them.
+    """
     found = []
     for path in paths:
-        files = sorted(path.rglob("*.ipynb")) if path.is_dir() else [path]
+        files = [path]
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.suffix in (".ipynb", ".zip"))
         hidden = (".ipynb_checkpoints", "__MACOSX")
         found += [submission(file, path) for file in files if not set(hidden) & set(file.parts)]
     return found
@@ -129,8 +136,12 @@ def code_cells(file: Path) -> list[tuple[str, str]]:
 
     Raises OSError or ValueError if the file cannot be read as a notebook.
     """
+    if zipfile.is_zipfile(file):
+        raise ValueError("this is a zip archive: unpack it, and mark the folder that comes out")
     try:
         cells = nbformat.read(file, as_version=4).cells
+    except UnicodeDecodeError:
+        raise ValueError("this is no notebook: it holds no text") from None
     except (AttributeError, KeyError, nbformat.ValidationError) as error:
         raise ValueError(f"this is no notebook: {error}") from None
     return [(c.get("id") or c.metadata.get("id", ""), c.source) for c in cells if c.cell_type == "code"]

@@ -2,6 +2,7 @@
 
 import csv
 import time
+import zipfile
 from pathlib import Path
 
 import marks
@@ -109,6 +110,8 @@ def test_what_keeps_the_imports_from_running_is_said():
         (None, "in/Ada Lovelace_1234_assignsubmission_file_/03.ipynb", "Ada Lovelace", "1234"),
         # Blackboard
         (None, "Homework 1_ada_attempt_2026-11-01-10-00-00_03_whitening.ipynb", "ada", ""),
+        (None, "Homework 1_j_doe_attempt_2026-11-01-10-00-00_03_whitening.ipynb", "j_doe", ""),
+        (None, "Homework 1_a_doe_attempt_2026-11-01-10-00-00_my_attempt_.ipynb", "a_doe", ""),
         # by hand: a folder for each student, or a file
         ("in", "in/ada/03_whitening.ipynb", "ada", ""),
         ("in", "in/03_ada.ipynb", "03_ada", ""),
@@ -134,6 +137,21 @@ def test_the_chapter_is_told_from_metadata_and_otherwise_from_cells(root):
     (root / "broken.ipynb").write_text("{}")
     with pytest.raises(ValueError, match="no notebook|[Nn]otebook"):
         marks.chapter_of(root / "broken.ipynb", book)
+
+
+def test_archives_are_named_with_what_to_do_and_leave_no_student_out(root, capsys):
+    (root / "in").mkdir()
+    whole, own = root / "all.zip", root / "in" / "gauss_34_56_solved.zip"
+    for file in (whole, own):
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("02_ada.ipynb", "{}")
+    table = root / "marks.csv"
+    assert marks.main([str(whole), str(root / "in"), "--csv", str(table)], root) == 1
+    assert capsys.readouterr().out.count("zip archive: unpack it, and mark the folder") == 2
+    assert 'gauss,34,,,,"not marked: this is a zip archive' in table.read_text("utf-8")
+    (root / "picture.ipynb").write_bytes(b"\x89PNG\xff")
+    with pytest.raises(ValueError, match="no notebook: it holds no text"):
+        marks.code_cells(root / "picture.ipynb")
 
 
 @pytest.mark.parametrize("kept", ["in the metadata", "not at all"])
