@@ -5,6 +5,13 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
+# The environment keeps the PyTorch that it was made with.
+ifneq ($(TORCH),)
+ifeq ($(shell cat $(INSTALLED) 2>/dev/null),pypi)
+$(warning .venv has the PyTorch of PyPI, so TORCH=$(TORCH) changes nothing. To switch, remove .venv first)
+endif
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help book student plain test browser lint bench picture repository clean
 
@@ -51,7 +58,7 @@ $(INSTALLED): requirements.txt pyproject.toml
 		echo "TORCH is '$(TORCH)': give cpu, or leave it out for the PyTorch of PyPI"; exit 1;; esac
 	$(PYTHON) -m venv .venv
 	$(if $(TORCH),$(BIN)/python -m pip install --disable-pip-version-check --index-url "$(TORCH_INDEX)" \
-		--constraint requirements.txt torch torchvision)
+		$$(sed -n 's/^\(torch[^ ]*\).*/\1/p' requirements.txt))
 	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
-	@touch $@
+	@[ -e $@ ] && touch $@ || echo "$(or $(TORCH),pypi)" > $@

@@ -3,7 +3,6 @@
 import functools
 import http.server
 import os
-import shlex
 import shutil
 import subprocess
 import sys
@@ -31,6 +30,15 @@ def planned(tree, *arguments):
     return [line for line in done.stdout.splitlines() if " pip install " in line]
 
 
+def asked(tree, command):
+    """The words of a command as the shell hands them to pip."""
+    python, _, rest = command.partition(" ")
+    done = subprocess.run(
+        f"printf '%s\\n' {rest}", shell=True, cwd=tree, text=True, capture_output=True, check=True
+    )
+    return [python, *done.stdout.splitlines()]
+
+
 @pytest.mark.parametrize("target", ["book", "test"])
 def test_by_default_all_comes_from_pypi(bare, target):
     assert planned(bare, target)[0] == PYPI and len(planned(bare, target)) == 2
@@ -39,10 +47,36 @@ def test_by_default_all_comes_from_pypi(bare, target):
 @pytest.mark.parametrize("target", ["book", "test"])
 def test_torch_cpu_takes_two_packages_from_pytorchs_index_first(bare, target):
     first, second, _ = planned(bare, target, "TORCH=cpu")
-    words = shlex.split(first)
+    words = asked(bare, first)
     assert words[words.index("--index-url") + 1] == "https://download.pytorch.org/whl/cpu"
-    assert words[-4:] == ["--constraint", "requirements.txt", "torch", "torchvision"]
+    named = [line.split()[0] for line in (ROOT / "requirements.txt").read_text().splitlines() if line]
+    assert words[-2:] == [line for line in named if line.startswith("torch")], "these two, in our bounds"
     assert second == PYPI, "the rest does not come from there"
+
+
+def test_an_environment_that_has_another_torch_says_so(bare):
+    def said(*arguments):
+        command = ["make", "-n", "-W", "Makefile", "lint", *arguments]
+        return subprocess.run(command, cwd=bare, text=True, capture_output=True, check=True).stderr
+
+    marker = bare / ".venv" / ".installed"
+    marker.parent.mkdir()
+    for made_with, warned in (("pypi", True), ("cpu", False), ("", False)):
+        marker.write_text(made_with + "\n")
+        assert ("TORCH=cpu changes nothing. To switch, remove .venv" in said("TORCH=cpu")) == warned
+        assert not said()
+
+
+@pytest.mark.parametrize(("arguments", "made_with"), [([], "pypi"), (["TORCH=cpu"], "cpu")])
+def test_the_environment_remembers_the_torch_that_it_was_made_with(bare, arguments, made_with):
+    (bare / ".venv").mkdir()
+    done = subprocess.run(
+        ["make", "-n", "lint", *arguments], cwd=bare, text=True, capture_output=True, check=True
+    )
+    (command,) = [line for line in done.stdout.splitlines() if "> .venv/.installed" in line]
+    for again in (False, True):
+        subprocess.run(command if not again else command.replace(made_with, "other"), shell=True, cwd=bare)
+        assert (bare / ".venv" / ".installed").read_text() == f"{made_with}\n", "an update keeps it"
 
 
 def test_another_torch_is_refused_before_anything_is_made(bare):
@@ -81,7 +115,7 @@ def test_the_command_installs_from_an_index(bare):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}"
-        command = shlex.split(planned(bare, "book", "TORCH=cpu", f"TORCH_INDEX={address}")[0])
+        command = asked(bare, planned(bare, "book", "TORCH=cpu", f"TORCH_INDEX={address}")[0])
         command = [sys.executable, *command[1:], "--target", "installed"]
         own = {key: value for key, value in os.environ.items() if not key.startswith("PIP_")}
         done = subprocess.run(
