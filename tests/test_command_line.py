@@ -2,13 +2,17 @@
 
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
+import torch
 
+from wmse import __main__ as command_line
 from wmse import records
 from wmse.__main__ import main
-from wmse.recipes import RECIPES, Recipe
+from wmse.data import load
+from wmse.evaluation import evaluate
+from wmse.recipes import RECIPES, Recipe, get_recipe
 from wmse.views import ViewSettings
 
 QUICK = ["--limit", "256", "--epochs", "1", "--batch-size", "128", "--precision", "float32"]
@@ -46,7 +50,7 @@ def test_train_then_evaluate_gives_the_same_scores(tmp_path, monkeypatch, capsys
     assert list(again) == list(record.metrics)
     for name, value in record.metrics.items():
         if value is None:
-            assert again[name] == "not computed"
+            assert again[name].startswith("not computed: ")
         else:
             assert float(again[name].removesuffix("%")) == pytest.approx(value, abs=6e-4)
         assert again[name].endswith("%") == ("top1" in name)
@@ -55,6 +59,28 @@ def test_train_then_evaluate_gives_the_same_scores(tmp_path, monkeypatch, capsys
     assert main(["train", "digits/w-mse-2", *QUICK, *changes, "--out", "run"]) == 2
     assert "--resume" in capsys.readouterr().err
     assert main(["train", "digits/w-mse-2", *QUICK, *changes, "--out", "run", "--resume"]) == 0
+
+
+def test_what_is_not_computed_says_why(capsys):
+    """As `evaluate` gives it for a few images, and for embeddings without spread in some direction."""
+    encoder, collapsed = torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 4)
+    torch.nn.init.zeros_(collapsed.weight)
+    recipe = get_recipe("digits/w-mse-2")
+    images = load("digits", "test")
+    for n, projector, why in (
+        (
+            40,
+            torch.nn.Linear(3 * 32 * 32, 32),
+            "40 test images, fewer than 2 per dimension of the embeddings",
+        ),
+        (40, collapsed, "the covariance of the embeddings is singular"),
+    ):
+        few = replace(images.first(n), classes=())
+        metrics = evaluate(encoder, projector, few, few, recipe)
+        command_line._show(metrics, {"test": n})
+        lines = [line for line in capsys.readouterr().out.splitlines() if "not computed" in line]
+        assert len(lines) == list(metrics.values()).count(None) >= 3
+        assert all(line.endswith(f"not computed: {why}") for line in lines)
 
 
 def test_without_out_each_run_gets_a_folder_of_its_own(tmp_path, monkeypatch):

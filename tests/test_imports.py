@@ -13,7 +13,7 @@ FLOORS = (
     {"losses", "metrics", "networks", "data"},
     {"objectives", "evaluation", "reproduction"},
     {"run"},
-    {"checkpoints"},
+    {"checkpoints", "progress"},
     {"training"},
     {"__main__"},
 )

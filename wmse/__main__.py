@@ -37,9 +37,10 @@ def evaluate(run: tyro.conf.Positional[Path], data: Path | None = None, device: 
         data: Folder of the data sets: $WMSE_DATA, else data.
         device: cpu, cuda, cuda:1, ...: CUDA where there is any.
     """
+    from wmse.records import read_record
     from wmse.training import evaluate_run
 
-    _show(evaluate_run(run, data, device))
+    _show(evaluate_run(run, data, device), read_record(as_path(run)).images)
 
 
 def table(
@@ -144,7 +145,8 @@ def train_command(name: str, typed: list[str]) -> Callable[..., None]:
             out = training.train(name, out, recipe=recipe, **options)
             if distributed.rank() == 0:
                 print(f"\n{out}")
-                _show(records.read_record(out).metrics)
+                record = records.read_record(out)
+                _show(record.metrics, record.images)
 
     return train
 
@@ -201,11 +203,15 @@ def _recipes() -> str:
     return "\n".join(["recipes:", *(fill(names, 100, **indented) for names in groups)])
 
 
-def _show(metrics: dict[str, float | None]) -> None:
+def _show(metrics: dict[str, float | None], images: dict[str, int]) -> None:
+    """Print a run's metrics, and why some are None; `images` as in a record: how many, by split."""
     from wmse.records import is_percentage
 
+    why = "the covariance of the embeddings is singular"
+    if metrics.get("cca_dimensions") is None:
+        why = f"{images.get('test', 'the')} test images, fewer than 2 per dimension of the embeddings"
     for name, value in metrics.items():
-        shown = "  not computed" if value is None else f"{value:8.3f}" + " %" * is_percentage(name)
+        shown = f"  not computed: {why}" if value is None else f"{value:8.3f}" + " %" * is_percentage(name)
         print(f"{name:28}{shown}")
 
 

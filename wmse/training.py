@@ -3,28 +3,27 @@
 import errno
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from wmse import checkpoints, distributed, machine, records
 from wmse.data import OWN_PROBE, Images, load, load_own, load_validation
 from wmse.evaluation import effective_rank, embedding_std, evaluate, features, project
 from wmse.metrics import spectra
 from wmse.objectives import check_batch, check_recipe
+from wmse.progress import announce, announce_steps, progress, say
 from wmse.recipes import Recipe, get_recipe
 from wmse.records import Record
 from wmse.run import Run, load_networks, save_networks
 
 Sets = dict[str, Images]  # by split
 CHECKPOINT_SECONDS = 30.0  # between checkpoints
-REPORT_SECONDS = 30.0  # between lines of progress where the output is no terminal
 ROOM_SECONDS = 20.0  # for which a failed run waits for room on a full disk, to write its record
 
 
@@ -97,10 +96,11 @@ def train(
 
         found = distributed.from_first(claim)
         if found.finished:
-            _say(f"{found.out} is finished already: nothing to do")
+            say(f"{found.out} is finished already: nothing to do")
             if distributed.rank() == 0:
                 checkpoints.tidy(found.out)
             return found.out
+        announce(name, recipe, where)
         sets, own = distributed.first_before_others(lambda: _load(recipe, data, where, limit, validate))
         train_set = sets["train"]
         check_batch(recipe, len(train_set))
@@ -128,7 +128,8 @@ def train(
             record.started = run.started
         if resume:
             step = f"resuming after step {run.steps_taken}"
-            _say(f"{found.out}: {step if found.state else 'no checkpoint: from the beginning'}")
+            say(f"{found.out}: {step if found.state else 'no checkpoint: from the beginning'}")
+        announce_steps(run, len(train_set))
         if distributed.rank() == 0:
             checkpoints.set_aside(found.out, found.aside)
             _train_and_record(run, sets, found.out, record, stop)
@@ -286,7 +287,7 @@ def _train_epochs(run: Run, images: Images, out: Path, stop: distributed.StopReq
                     saved = time.monotonic()
                 report(loss)
                 if end:
-                    _say(f"stopped after step {run.steps_taken}; resume to go on from there")
+                    say(f"stopped after step {run.steps_taken}; resume to go on from there")
                     stop.act()
 
 
@@ -310,40 +311,3 @@ def _end_epoch(run: Run, embeddings: Tensor, out: Path) -> None:
     }
     run.rows.append(row)
     checkpoints.write_rows(run, out)
-
-
-def _say(message: str) -> None:
-    if distributed.rank() == 0:
-        print(message, flush=True)
-
-
-@contextmanager
-def progress(run: Run, total: int) -> Iterator[Callable[[Tensor], None]]:
-    """Yield a function to call after each step. It shows loss, views/s and the time left, on rank 0 only.
-
-    On a terminal it draws a bar; elsewhere it prints a line every `REPORT_SECONDS`.
-    """
-    views = run.recipe.batch_size * run.recipe.positives
-    first, began = run.steps_taken, time.monotonic()
-    shown = began
-    hide = True if distributed.rank() else None  # None: a bar on a terminal only
-    with tqdm(total=total * views, initial=first * views, unit="views", unit_scale=True, disable=hide) as bar:
-
-        def report(loss: Tensor) -> None:
-            nonlocal shown
-            bar.update(views)
-            now = time.monotonic()
-            if distributed.rank() or now - shown < (REPORT_SECONDS if bar.disable else 1):
-                return
-            shown = now
-            run.checks.look()
-            message = f"epoch {-(-run.steps_taken // run.steps_per_epoch)}/{run.recipe.epochs}"
-            message += f", loss {float(loss):.3f}"
-            if not bar.disable:
-                bar.set_description(message)
-                return
-            rate = (run.steps_taken - first) / (now - began)
-            minutes, seconds = divmod(round((total - run.steps_taken) / rate), 60)
-            print(f"{message}, {rate * views:,.0f} views/s, {minutes} min {seconds} s left", flush=True)
-
-        yield report

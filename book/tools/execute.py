@@ -32,8 +32,10 @@ ANSI = re.compile(r"\x1b\[[0-9;]*m")
 # What tells whoever waits how a training comes on, and is of no use to who reads what came of it. It differs
 # from build to build, because another chapter may have trained the run before.
 _STATES = "no checkpoint: from the beginning|resuming after step \\d+"
+_BEGINNINGS = r".*/.*, seed \d+, .*: loading the images|[\d,]+ images: [\d,]+ epochs of .* steps in all"
 PROGRESS = re.compile(
-    rf"^(epoch \d+/\d+, loss .* left|.*: ({_STATES})|.* is finished already: nothing to do)\n", re.MULTILINE
+    rf"^(epoch \d+/\d+, loss .* left|{_BEGINNINGS}|.*: ({_STATES})|.* is finished already: nothing to do)\n",
+    re.MULTILINE,
 )
 
 

@@ -99,12 +99,14 @@ def test_the_longest_chapter_is_executed_first(tree):
 
 
 def test_lines_of_progress_do_not_stand_in_the_page(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("wmse.training.REPORT_SECONDS", 0.0)
+    for name in ("FIRST_SECONDS", "REPORT_SECONDS"):
+        monkeypatch.setattr(f"wmse.progress.{name}", 0.0)
     tiny = replace(get_recipe("digits/mse"), width=4, projector_width=16, epochs=1, batch_size=64)
     for _ in range(2):
         train("digits/mse", tmp_path / "run", tiny, limit=200, resume=True)
     told = capsys.readouterr().out
-    assert told.count(" left\n") == 3 and "from the beginning" in told and "finished already" in told
+    assert told.count(" left\n") == 3 and "loading the images" in told and "3 steps in all" in told
+    assert "from the beginning" in told and "finished already" in told
     told += "runs/x: resuming after step 3\n"
     output = new_output("stream", text=f"before\n{told}after\n")
     only = new_output("stream", text=told)
