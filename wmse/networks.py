@@ -20,7 +20,10 @@ from wmse.recipes import Recipe
 def build_encoder(
     name: str, stem: str = "32px", width: int = 64, zero_init_residual: bool = False
 ) -> nn.Module:
-    """An encoder by name. Its `out_features` is the number of features per image.
+    """An encoder by name.
+
+    Its `out_features` is the number of features per image. Its `image_size` is the height and width in pixels
+    that it takes; None for resnet18, which pools and takes any.
 
     "resnet18": torchvision's, with 8 * `width` features. "small": three convolutions and a linear layer for
     `digits`, 256 features; two CPU cores train it in a minute. "pixels": the normalised image of 32 pixels
@@ -41,7 +44,7 @@ def build_encoder(
         network, features = _resnet18(stem, width, zero_init_residual), 8 * width
     else:
         network, features = (_small(), 256) if name == "small" else (nn.Sequential(nn.Flatten()), 3 * 32 * 32)
-    network.out_features = features
+    network.out_features, network.image_size = features, None if name == "resnet18" else 32
     return network
 
 
@@ -235,18 +238,43 @@ def build_networks(recipe: Recipe, classes: int = 10) -> Networks:
 class Normalized(nn.Module):
     """An encoder behind its normalisation: images (n, 3, h, w), uint8 or float in [0, 1], to features (n, f).
 
-    `mean` and `std` are per channel, in units of [0, 1]. Images are taken in the size that they have.
+    Args:
+        encoder: from `build_encoder`. ResNet-18 averages over all positions, so it takes images of any size
+            (best: the size that it was trained on, because it knows objects at that scale). The others take
+            32 x 32 pixels.
+        mean, std: per channel, in units of [0, 1].
+        check: whether to look at the values of float images. Their least and largest value must be known for
+            that, so the host waits for a GPU in each call; False spares the wait.
+
+    Raises:
+        ValueError: on a call, for images of another form or size, or whose floats are not in [0, 1] give or
+            take `OVERSHOOT`: bytes that were not divided by 255, or images that are normalised already.
     """
 
-    def __init__(self, encoder: nn.Module, mean: Iterable[float], std: Iterable[float]):
+    OVERSHOOT = 0.25  # by which bicubic resizing may leave [0, 1]
+
+    def __init__(self, encoder: nn.Module, mean: Iterable[float], std: Iterable[float], check: bool = True):
         super().__init__()
-        self.encoder, self.out_features = encoder, encoder.out_features
+        self.encoder, self.out_features, self.check = encoder, encoder.out_features, check
         self.register_buffer("mean", torch.tensor([*mean]).view(3, 1, 1))
         self.register_buffer("std", torch.tensor([*std]).view(3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        scaled = images / 255 if images.dtype == torch.uint8 else images
-        return self.encoder((scaled - self.mean) / self.std)
+        size, shape = getattr(self.encoder, "image_size", None), tuple(images.shape)
+        if len(shape) != 4 or shape[1] != 3 or (size and shape[2:] != (size, size)):
+            raise ValueError(f"images must be (n, 3, {size or 'h'}, {size or 'w'}); got {shape}")
+        if images.dtype == torch.uint8:
+            images = images / 255
+        elif not images.is_floating_point():
+            raise ValueError(f"images must be uint8, or float in [0, 1]; got {images.dtype}")
+        elif self.check and images.numel():
+            low, high = torch.stack(images.aminmax()).tolist()
+            if not (low >= -self.OVERSHOOT and high <= 1 + self.OVERSHOOT):
+                raise ValueError(
+                    f"float images must be in [0, 1]; got values from {low:.4g} to {high:.4g}. Divide bytes "
+                    "by 255, or give them as uint8; leave the normalisation to this module"
+                )
+        return self.encoder((images - self.mean) / self.std)
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

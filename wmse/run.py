@@ -304,9 +304,9 @@ def load_encoder(run: str | Path, device: torch.device | str = "cpu") -> Normali
         device: where it is put.
 
     Returns:
-        A module that takes images (n, 3, h, w), uint8 or float in [0, 1], best of the size that it
-        was trained on, and gives features (n, `out_features`). Call it in `torch.inference_mode()` unless
-        gradients are wanted.
+        A `Normalized`: it takes images (n, 3, h, w), uint8 or float in [0, 1], best of the size that it was
+        trained on, and gives features (n, `out_features`). It refuses floats of another range. Call it in
+        `torch.inference_mode()` unless gradients are wanted.
 
     Raises:
         FileNotFoundError: no record.json beside the weights.

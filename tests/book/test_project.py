@@ -21,7 +21,7 @@ from torch import nn
 
 import wmse
 from wmse import records
-from wmse.networks import STEMS
+from wmse.networks import STEMS, Normalized, build_encoder
 from wmse.recipes import get_recipe
 from wmse.run import Run, save_networks
 
@@ -152,6 +152,42 @@ def test_load_encoder_has_the_statistics_of_published_sets_and_of_digits(tmp_pat
     train = wmse.data.load("digits", "train")
     assert encoder.std.flatten().tolist() == pytest.approx(train.std)
     torch.testing.assert_close(encoder(train.images[:4]), run.encoder.eval()(train.normalized(slice(4))))
+
+
+@torch.no_grad()
+def test_load_encoder_refuses_images_in_another_range_or_form(tmp_path):
+    saved_run(tmp_path / "run", 8, "32px")
+    encoder = wmse.load_encoder(tmp_path / "run")
+    images = torch.rand(2, 3, 32, 32)
+    normalised = (images - encoder.mean) / encoder.std
+    missing = images.clone()
+    missing[0, 0, 0, 0] = torch.nan
+    for wrong, words in (
+        (images * 255, r"got values from 0\.\S+ to 25\d.* Divide bytes by 255"),
+        (normalised, r"got values from -\S+ to \S+\. .*leave the normalisation"),
+        (missing, "from nan to nan"),
+        ((images * 255).long(), "got torch.int64"),
+        (images[0], r"must be \(n, 3, h, w\); got \(3, 32, 32\)"),
+        (images[:, :1], r"got \(2, 1, 32, 32\)"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            encoder(wrong)
+    assert encoder(images * 1.1 - 0.05).isfinite().all(), "bicubic resizing overshoots a little"
+    assert encoder(images[:0]).shape == (0, 64)
+    encoder.check = False
+    assert encoder(images * 255).isfinite().all()
+
+
+@torch.no_grad()
+def test_an_encoder_that_pools_takes_another_size_and_one_that_does_not_says_so(tmp_path):
+    saved_run(tmp_path / "run", 8, "32px")
+    pooled = wmse.load_encoder(tmp_path / "run")
+    image = torch.rand(1, 3, 40, 56)
+    assert pooled(image).shape == (1, 64)
+    small = Normalized(build_encoder("small"), (0.5,) * 3, (0.5,) * 3).eval()
+    assert small(image[..., :32, :32]).shape == (1, 256)
+    with pytest.raises(ValueError, match=r"must be \(n, 3, 32, 32\); got \(1, 3, 40, 56\)"):
+        small(image)
 
 
 def test_load_encoder_says_what_is_missing(tmp_path):
