@@ -150,6 +150,19 @@ def test_a_flat_folder_has_the_measures_of_collapse_alone(tmp_path):
     assert evaluate_run(out).keys() == record.metrics.keys()
 
 
+def test_the_trial_that_the_readme_offers_runs_on_three_hundred_images(tmp_path, monkeypatch):
+    readme = (Path(wmse.__file__).parents[1] / "README.md").read_text("utf-8")
+    (words,) = re.findall(r"^python -m wmse (train folder/w-mse-2 .* --epochs) 20 (.*)$", readme, re.M)
+    rng = np.random.RandomState(0)
+    (tmp_path / "DIR").mkdir()
+    for number in range(300):
+        photo(rng, number % 3).save(tmp_path / "DIR" / f"{number}.png")
+    monkeypatch.chdir(tmp_path)
+    assert main([*words[0].split(), "1", *words[1].split()]) == 0
+    record = records.read_record("runs/folder/w-mse-2/seed-0")
+    assert record.status == "finished" and record.steps == 1 and record.metrics["cca_dimensions"] is None
+
+
 def test_images_beside_class_folders_are_learnt_from_without_a_class(tmp_path):
     mine = fill(tmp_path / "mine")
     for number in range(10):
