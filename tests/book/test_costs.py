@@ -143,3 +143,11 @@ def test_the_build_takes_what_the_readme_states(entries):
     assert "half an hour to two hours on two cores, depending on the processor (`cifar10-laptop/`)" in readme
     seconds = queue.cost(get_recipe("cifar10-laptop/w-mse-2"), "cpu", entries)["seconds"]
     assert 30 / 1.7 < seconds / 60 < 120 / 0.6
+
+
+@pytest.mark.parametrize("name", ["03_whitening", "04_loss", "11_numerics"])
+def test_a_chapter_that_trains_nothing_states_what_the_latest_build_on_record_took(name):
+    rows = json.loads((ROOT / "benchmarks/results/amd-epyc-2-cores/book.json").read_text())["rows"]
+    [measured] = [row["seconds"] for row in rows if row["what"] == f"chapter {name}"]
+    [given] = re.findall(r"about (\d+) seconds", chapter(name).cells[0].source.partition("(`smoke`)")[0])
+    assert 0.6 < int(given) / measured < 1.7, f"{given} s stated, {measured:.1f} s on record"
