@@ -13,7 +13,7 @@ FLOORS = (
     {"losses", "metrics", "networks", "data"},
     {"objectives", "evaluation", "reproduction"},
     {"run"},
-    {"checkpoints", "progress"},
+    {"checkpoints"},
     {"training"},
     {"__main__"},
 )

@@ -10,14 +10,16 @@ from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from wmse import checkpoints, records, training
+from wmse import checkpoints, machine, records, training
 from wmse.checkpoints import claimed
 from wmse.data import load, load_validation
+from wmse.numerics import Checks
 from wmse.recipes import get_recipe
 from wmse.run import DivergenceError, Run, learning_rate
 from wmse.training import evaluate_run, train
@@ -375,3 +377,26 @@ def test_a_shared_run_is_trained_once_and_says_what_it_is(tmp_path):
     assert training.train_all(names, tmp_path, {"seed": 2}) == folders
     assert (folders[names[0]] / "record.json").read_bytes() == first
     assert records.read_record(folders[names[0]]).recipe == replace(get_recipe(names[0]), seed=2)
+
+
+def test_the_first_line_of_progress_comes_early_and_the_others_are_rare(monkeypatch, capsys):
+    """A step takes a second by this clock. In pytest, stderr is no terminal."""
+    clock = iter(range(1000))
+    monkeypatch.setattr(training.time, "monotonic", lambda: float(next(clock)))
+    recipe = get_recipe("digits/w-mse-2")
+    run = SimpleNamespace(recipe=recipe, steps_taken=0, steps_per_epoch=10, checks=Checks(deferred=False))
+    with training.progress(run, 100) as report:
+        for run.steps_taken in range(1, 101):
+            report(torch.tensor(1.5))
+    lines = capsys.readouterr().out.splitlines()
+    views = recipe.batch_size * recipe.positives
+    assert lines[0] == f"epoch 1/{recipe.epochs}, loss 1.500, {views:,} views/s, 1 min 37 s left"
+    assert [line.split("/")[0] for line in lines] == ["epoch 1", "epoch 4", "epoch 7", "epoch 10"]
+
+
+def test_what_is_trained_and_where_is_said(capsys):
+    device = torch.device("cpu")
+    training._announce("digits/w-mse-2", get_recipe("digits/w-mse-2"), device)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("digits/w-mse-2, seed 0, ") and ("float32 on " in line or "bfloat16 on " in line)
+    assert machine.hardware_label(machine.describe(device)) in line

@@ -14,7 +14,6 @@ and shown. A module imports only from the floors below it, as tests/test_imports
     recipes       every run of the book as a named set of choices: "cifar10/w-mse-4"
     run           the networks, optimiser and generators of one run; its steps, epochs and checkpoints
     checkpoints   what lets a run go on after an interruption, in a folder that it owns
-    progress      what a run prints while it trains
     training      `train` a recipe from start to record, `evaluate_run` a saved one
     distributed   several processes, started by torchrun, as one run
 

@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import sys
+import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ from wmse.records import CHECKPOINTS, DAMAGED, held, numbered
 from wmse.run import STATE, Run
 
 LOCK = ".lock"  # in a run's folder while the run lives
+ROOM_SECONDS = 20.0  # for which a failed run waits for room on a full disk, to write its record
 
 
 class FolderInUseError(FileExistsError):
@@ -277,3 +279,17 @@ def write_rows(run: Run, out: Path) -> None:
         records.write_metrics(out, run.rows)
     except OSError as error:
         print(f"{out / 'metrics.csv'} could not be written: {error}", file=sys.stderr)
+
+
+def write_when_there_is_room(out: Path, record: records.Record) -> None:
+    """Write the record of a run that has not finished; on a full disk wait `ROOM_SECONDS` for room."""
+    deadline = time.monotonic() + ROOM_SECONDS
+    while True:
+        try:
+            return records.write_record(out, record)
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if not full or time.monotonic() > deadline:
+                print(f"{out / 'record.json'} could not be written: {error}", file=sys.stderr)
+                return None
+            time.sleep(1)

@@ -29,6 +29,12 @@ def size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def say(message: str) -> None:
+    """Print on rank 0, at once."""
+    if rank() == 0:
+        print(message, flush=True)
+
+
 def launcher() -> list[str]:
     """The command line's first words: python, or torchrun with its numbers of machines and processes."""
     if size() == 1:

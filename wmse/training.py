@@ -1,30 +1,31 @@
 """Train a recipe: epochs, progress, checkpoints, stop requests, evaluation, record."""
 
-import errno
 import sys
 import time
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from wmse import checkpoints, distributed, machine, records
 from wmse.data import OWN_PROBE, Images, load, load_own, load_validation
 from wmse.evaluation import effective_rank, embedding_std, evaluate, features, project
 from wmse.metrics import spectra
+from wmse.numerics import resolve_precision
 from wmse.objectives import check_batch, check_recipe
-from wmse.progress import announce, announce_steps, progress, say
 from wmse.recipes import Recipe, get_recipe
 from wmse.records import Record
 from wmse.run import Run, load_networks, save_networks
 
 Sets = dict[str, Images]  # by split
 CHECKPOINT_SECONDS = 30.0  # between checkpoints
-ROOM_SECONDS = 20.0  # for which a failed run waits for room on a full disk, to write its record
+# Between lines of progress where the output is no terminal; the first comes early.
+FIRST_SECONDS, REPORT_SECONDS = 3.0, 30.0
 
 
 def train(
@@ -96,11 +97,11 @@ def train(
 
         found = distributed.from_first(claim)
         if found.finished:
-            say(f"{found.out} is finished already: nothing to do")
+            distributed.say(f"{found.out} is finished already: nothing to do")
             if distributed.rank() == 0:
                 checkpoints.tidy(found.out)
             return found.out
-        announce(name, recipe, where)
+        _announce(name, recipe, where)
         sets, own = distributed.first_before_others(lambda: _load(recipe, data, where, limit, validate))
         train_set = sets["train"]
         check_batch(recipe, len(train_set))
@@ -128,8 +129,8 @@ def train(
             record.started = run.started
         if resume:
             step = f"resuming after step {run.steps_taken}"
-            say(f"{found.out}: {step if found.state else 'no checkpoint: from the beginning'}")
-        announce_steps(run, len(train_set))
+            distributed.say(f"{found.out}: {step if found.state else 'no checkpoint: from the beginning'}")
+        _announce_steps(run, len(train_set))
         if distributed.rank() == 0:
             checkpoints.set_aside(found.out, found.aside)
             _train_and_record(run, sets, found.out, record, stop)
@@ -212,7 +213,7 @@ def _train_and_record(
         record.status = "interrupted" if interrupted else "failed"
         record.error = f"{type(error).__name__}: {error}"
         _close_record(record, run)
-        _write_when_there_is_room(out, record)
+        checkpoints.write_when_there_is_room(out, record)
         raise
     checkpoints.remove_checkpoints(out)
 
@@ -224,20 +225,6 @@ def _spectra(run: Run, test_features: Tensor) -> dict[str, Any]:
     except Exception as error:
         print(f"no spectra: {type(error).__name__}: {error}", file=sys.stderr)
         return {}
-
-
-def _write_when_there_is_room(out: Path, record: Record) -> None:
-    """Write the record of a run that has not finished; on a full disk wait `ROOM_SECONDS` for room."""
-    deadline = time.monotonic() + ROOM_SECONDS
-    while True:
-        try:
-            return records.write_record(out, record)
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            if not full or time.monotonic() > deadline:
-                print(f"{out / 'record.json'} could not be written: {error}", file=sys.stderr)
-                return None
-            time.sleep(1)
 
 
 def _close_record(record: Record, run: Run) -> None:
@@ -287,7 +274,7 @@ def _train_epochs(run: Run, images: Images, out: Path, stop: distributed.StopReq
                     saved = time.monotonic()
                 report(loss)
                 if end:
-                    say(f"stopped after step {run.steps_taken}; resume to go on from there")
+                    distributed.say(f"stopped after step {run.steps_taken}; resume to go on from there")
                     stop.act()
 
 
@@ -311,3 +298,52 @@ def _end_epoch(run: Run, embeddings: Tensor, out: Path) -> None:
     }
     run.rows.append(row)
     checkpoints.write_rows(run, out)
+
+
+def _announce(name: str, recipe: Recipe, device: torch.device) -> None:
+    """Say what is trained and on what, before the images are loaded, which may take minutes."""
+    where = machine.hardware_label(machine.describe(device))
+    precision = str(resolve_precision(recipe.precision, device)).removeprefix("torch.")
+    shared = f", {distributed.size()} processes" if distributed.size() > 1 else ""
+    distributed.say(f"{name}, seed {recipe.seed}, {precision} on {where}{shared}: loading the images")
+
+
+def _announce_steps(run: Run, images: int) -> None:
+    """Say how long the training is, in steps, of `images` training images."""
+    epochs, steps = run.recipe.epochs, run.steps_per_epoch
+    whole = f"{epochs:,} epochs of {steps:,} steps, {epochs * steps:,} steps in all"
+    distributed.say(f"{images:,} images: {whole}")
+
+
+@contextmanager
+def progress(run: Run, total: int) -> Iterator[Callable[[Tensor], None]]:
+    """Yield a function to call after each step. It shows loss, views/s and the time left, on rank 0 only.
+
+    On a terminal it draws a bar; elsewhere it prints a line after `FIRST_SECONDS`, then every
+    `REPORT_SECONDS`.
+    """
+    views = run.recipe.batch_size * run.recipe.positives
+    first, began = run.steps_taken, time.monotonic()
+    due = began
+    hide = True if distributed.rank() else None  # None: a bar on a terminal only
+    with tqdm(total=total * views, initial=first * views, unit="views", unit_scale=True, disable=hide) as bar:
+        due += FIRST_SECONDS if bar.disable else 1
+
+        def report(loss: Tensor) -> None:
+            nonlocal due
+            bar.update(views)
+            now = time.monotonic()
+            if distributed.rank() or now < due:
+                return
+            due = now + (REPORT_SECONDS if bar.disable else 1)
+            run.checks.look()
+            message = f"epoch {-(-run.steps_taken // run.steps_per_epoch)}/{run.recipe.epochs}"
+            message += f", loss {float(loss):.3f}"
+            if not bar.disable:
+                bar.set_description(message)
+                return
+            rate = (run.steps_taken - first) / (now - began)
+            minutes, seconds = divmod(round((total - run.steps_taken) / rate), 60)
+            print(f"{message}, {rate * views:,.0f} views/s, {minutes} min {seconds} s left", flush=True)
+
+        yield report

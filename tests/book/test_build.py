@@ -100,7 +100,7 @@ def test_the_longest_chapter_is_executed_first(tree):
 
 def test_lines_of_progress_do_not_stand_in_the_page(tmp_path, monkeypatch, capsys):
     for name in ("FIRST_SECONDS", "REPORT_SECONDS"):
-        monkeypatch.setattr(f"wmse.progress.{name}", 0.0)
+        monkeypatch.setattr(f"wmse.training.{name}", 0.0)
     tiny = replace(get_recipe("digits/mse"), width=4, projector_width=16, epochs=1, batch_size=64)
     for _ in range(2):
         train("digits/mse", tmp_path / "run", tiny, limit=200, resume=True)
