@@ -48,7 +48,7 @@ WAYS = {
     },
     "cpu": {"float32": {"precision": "float32"}, "bfloat16": {"precision": "bfloat16"}},
 }
-PREPARATION = 300.0  # seconds for tests and timing together
+PREPARATION = 300.0  # seconds for tests and timing together, and no more than a third of the time
 LAST = 75.0  # seconds before the end at which runs are asked to stop: time for a step, a checkpoint, a record
 CONTEXT = 700  # MiB that a process takes on a GPU beside its tensors
 AT_ONCE = 2  # runs on one GPU: the reason is in `places`
@@ -205,7 +205,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(vars(time_trial(name, way, device, int(steps)))))
         return 0
     until = began + 60 * options.minutes - min(LAST, 15 * options.minutes)
-    prepared = min(until, began + PREPARATION)
+    prepared = began + min(PREPARATION, (until - began) / 3)
 
     if device.type == "cuda":
         command = [sys.executable, "-m", "pytest", "-q", "tests/test_cuda.py"]

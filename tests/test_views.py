@@ -327,7 +327,17 @@ def test_compiling_the_views_silences_the_advice_on_tf32_and_no_other_warning(mo
     assert not [text for text in texts if "TensorFloat32" in text]
     assert "Not enough SMs to use max_autotune_gemm mode" in texts
     torch.testing.assert_close(compiled, make_views(images, 2, *CIFAR, generator=seeded()))
-    torch.compiler.reset()  # no later test meets views compiled by the stand-in
+    views._compiled.cache_clear()  # no later test meets views compiled by the stand-in
+
+
+def test_one_process_compiles_views_of_as_many_shapes_as_it_meets(monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)  # in place of 8, to be quick
+    monkeypatch.setattr(views, "_inductor", lambda graph, inputs: graph.forward)
+    for count in (2, 3, 2):
+        images = some_images()[:count]
+        compiled = make_views(images, 1, *CIFAR, generator=seeded(), compiled=True)
+        torch.testing.assert_close(compiled, make_views(images, 1, *CIFAR, generator=seeded()))
+    views._compiled.cache_clear()  # no later test meets views compiled by the stand-in
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

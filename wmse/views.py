@@ -9,7 +9,8 @@ does not wait for the device, and `torch.compile` sees one graph.
 import functools
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import torch
@@ -131,7 +132,8 @@ def make_views(
     n, _, height, width = images.shape
     _check_settings(d * n, height, width, settings)
     uniform = _uniform(d * n, generator, images.device)
-    work = _compiled() if compiled else _views_of
+    shape = tuple(images.shape), d, tuple(mean), tuple(std), settings
+    work = _compiled(*shape) if compiled else _views_of
     with float32_products(images.device):
         return work(images, uniform, d, mean, std, settings)
 
@@ -146,8 +148,13 @@ def _views_of(
 
 
 @functools.cache
-def _compiled() -> Callable[..., Tensor]:
-    return torch.compile(_views_of, fullgraph=True, dynamic=False, backend=_inductor)
+def _compiled(*shape: Hashable) -> Callable[..., Tensor]:
+    """`_views_of`, compiled for views of one shape and kind.
+
+    Each has a code object of its own: of one, torch compiles eight forms and then raises an error.
+    """
+    own = FunctionType(_views_of.__code__.replace(), _views_of.__globals__)
+    return torch.compile(own, fullgraph=True, dynamic=False, backend=_inductor)
 
 
 def _inductor(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
