@@ -15,6 +15,7 @@ import torch
 
 from benchmarks import book, ceilings, loss, measuring, page, reference, step, views
 from wmse.recipes import get_recipe
+from wmse.records import read_records
 from wmse.run import Run
 from wmse.views import make_views
 
@@ -260,6 +261,9 @@ def test_what_the_page_says_of_the_gpu_is_in_its_tables():
     now = {row["recipe"]: row for row in tables["launches", "cpu"]["rows"] if row["code"] == "now"}
     assert now["cifar10/w-mse-2"]["host"] < whole["ms"] / 4, "the host is not the limit"
     assert f"{now['cifar10/w-mse-2']['step']} launches" in SPEED
+    runs = [entry.record for entry in read_records(ROOT / "results" / "cifar10-25")[0]]
+    evaluation = [r.wall_seconds - r.train_seconds for r in runs if r.hardware["device"] == "cuda"]
+    assert f"adds {min(evaluation):.0f} to {max(evaluation):.0f} seconds to a run" in SPEED
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"rows": 3}', "[1]"])

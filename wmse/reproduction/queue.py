@@ -29,13 +29,13 @@ Written by `python -m wmse queue --write` from the recipes and the records in th
 A run whose record is finished leaves the list. Each command can be cut off and goes on with `--resume`.
 CIFAR-10 is fetched on first use, or taken from `--data DIR` or `$WMSE_DATA`."""
 TIMES = (
-    "Times are of training alone; evaluation adds minutes. Where no record has measured a speed, one is "
-    f"assumed. On a large GPU it is {ASSUMED['cuda']['speed']:,} views per second for ResNet-18 of width "
-    f"{ASSUMED['cuda']['width']} and {OF_FOUR_VIEWS:,} for methods of four views, as timed on an H100, and "
-    f"{OF_BYOL:,} for BYOL, which was not timed. On two cores it is {ASSUMED['cpu']['speed']:,} for width "
-    f"{ASSUMED['cpu']['width']}. All are for a grid of 32 x 32 after the stem; the time grows with the "
-    "grid's area and the width squared. ImageNet-100 is decoded as it is read, which may take longer than "
-    "training on it."
+    "Times are of training alone; evaluation adds minutes, on a large GPU half a minute. Where no record has "
+    f"measured a speed, one is assumed. On a large GPU it is {ASSUMED['cuda']['speed']:,} views per second "
+    f"for ResNet-18 of width {ASSUMED['cuda']['width']} and {OF_FOUR_VIEWS:,} for methods of four views, "
+    f"as timed on an H100, and {OF_BYOL:,} for BYOL, which was not timed. On two cores it is "
+    f"{ASSUMED['cpu']['speed']:,} for width {ASSUMED['cpu']['width']}. All are for a grid of 32 x 32 after "
+    "the stem; the time grows with the grid's area and the width squared. ImageNet-100 is decoded as it is "
+    "read, which may take longer than training on it."
 )
 ON_A_GPU_FIRST = ("python -m benchmarks.first_half_hour", "python -m benchmarks --device cuda --profile")
 LENT = (
