@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as multiprocessing
+import two_processes
 from torch import nn
+from warm_processes import warm
 
 from wmse import distributed, records
 from wmse.objectives import OBJECTIVES, WHOLE_BATCH, compute_loss
@@ -62,8 +63,8 @@ def joined(rank, folder):
 
 
 def start_two(work, folder):
-    """Run `work(rank, folder)` in two processes, forked from one that has imported torch and no more."""
-    multiprocessing.set_forkserver_preload(["torch", "wmse.run", "wmse.training"])
+    """Run `work(rank, folder)` in two processes that start warm."""
+    warm()
     multiprocessing.start_processes(work, (str(folder),), nprocs=2, start_method="forkserver")
 
 
@@ -174,33 +175,21 @@ def test_a_device_that_is_not_there_is_refused(name):
 # --- torchrun ------------------------------------------------------------------------------------
 
 HANG = 300  # seconds that a job may take before it counts as hanging; a loaded machine needs many of them
-SCRIPT = """
-    import sys, time
-    from dataclasses import replace
-    from wmse import training
-    from wmse.recipes import get_recipe
-    from wmse.run import Run
-
-    training.CHECKPOINT_SECONDS = -1.0
-    training.evaluate = lambda *_: {"linear_top1": 0.0}
-    recipe = replace(get_recipe("digits/w-mse-2"), precision="float32", epochs=4, batch_size=64,
-                     slice_size=32, embedding_dim=8, projector_width=16)
-    original = Run.step
-
-    def slow(*arguments):
-        time.sleep(float(sys.argv[2]))
-        return original(*arguments)
-
-    Run.step = slow
-    training.train("digits/w-mse-2", sys.argv[1], recipe, limit=200, resume="--resume" in sys.argv)
-"""
+SCRIPT = Path(two_processes.__file__)
 
 
-def torchrun(folder, script, *arguments):
+def undisturbed(rank, folder):
+    """One of two processes that start without torchrun, which takes seconds longer."""
+    joined(rank, folder)
+    two_processes.main(Path(folder, "whole"), 0, resume=False)
+    torch.distributed.destroy_process_group()
+
+
+def torchrun(folder, *arguments):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [*command, str(script), str(folder), *arguments],
+        [*command, str(SCRIPT), str(folder), *arguments],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -216,14 +205,10 @@ def workers(job):
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are looked up in /proc")
 def test_a_job_that_loses_a_process_ends_with_an_error_and_resumes(tmp_path):
-    script = tmp_path / "job.py"
-    script.write_text(textwrap.dedent(SCRIPT))
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    job = torchrun(whole, script, "0")
-    output = job.communicate(timeout=HANG)[0]
-    assert job.returncode == 0, output
+    start_two(undisturbed, tmp_path)
 
-    job = torchrun(cut, script, "0.3")
+    job = torchrun(cut, "0.3")
     deadline = time.monotonic() + HANG
     while not (cut / "checkpoint.pt").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -232,7 +217,7 @@ def test_a_job_that_loses_a_process_ends_with_an_error_and_resumes(tmp_path):
     assert job.returncode != 0, output
     assert (cut / "checkpoint.pt").exists() and not (cut / "encoder.safetensors").exists()
 
-    job = torchrun(cut, script, "0", "--resume")
+    job = torchrun(cut, "0", "--resume")
     output = job.communicate(timeout=HANG)[0]
     assert job.returncode == 0, output
     assert output.count("resuming after step") == 1, "the first process speaks for all"

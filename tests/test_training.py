@@ -3,18 +3,15 @@
 import copy
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from warm_processes import warm
 
 from wmse import checkpoints, machine, records, training
 from wmse.checkpoints import claimed
@@ -154,40 +151,33 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_previous(alone, tmp_path, m
     same_weights(alone, tmp_path / "run")
 
 
-SCRIPT = """
-import sys
-from dataclasses import replace
-from wmse import training
-from wmse.run import Run
-from tests.test_training import NAME, TINY
-training.CHECKPOINT_SECONDS = -1.0
-training.evaluate = lambda *_: {}
-original = Run.step
-def slow(run, views, labels):
-    print("step", run.steps_taken, flush=True)
-    return original(run, views, labels)
-Run.step = slow
-training.train(NAME, sys.argv[1], replace(TINY, epochs=3), limit=200, resume=True)
-"""
+def until_killed(out, threads, steps):
+    """Train and send the number of each step, in a process of its own."""
+    torch.set_num_threads(threads)
+    training.CHECKPOINT_SECONDS = -1.0
+    training.evaluate = lambda *_: {}
+    original = Run.step
+
+    def told(run, views, labels):
+        steps.send(run.steps_taken)
+        return original(run, views, labels)
+
+    Run.step = told
+    train(NAME, out, TINY, limit=200, resume=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda s: s.name)
 def test_a_run_killed_by_a_signal_can_be_resumed(number, alone, tmp_path, capsys):
-    environment = os.environ | {
-        "OMP_NUM_THREADS": str(torch.get_num_threads()),
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-    }
-    command = [sys.executable, "-c", textwrap.dedent(SCRIPT), str(tmp_path / "run")]
-    process = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    for line in process.stdout:
-        if line.startswith("step 5"):
-            process.send_signal(number)
-            break
-    process.stdout.read()
-    process.wait(timeout=60)
-    assert process.returncode != 0
+    steps, sent = warm().Pipe(duplex=False)
+    work = tmp_path / "run", torch.get_num_threads(), sent
+    process = warm().Process(target=until_killed, args=work)
+    process.start()
+    sent.close()
+    while steps.recv() < 5:
+        pass
+    os.kill(process.pid, number)
+    process.join(timeout=60)
+    assert process.exitcode
     status = records.read_record(tmp_path / "run").status
     assert status == ("running" if number == signal.SIGKILL else "interrupted")
     train(NAME, tmp_path / "run", TINY, limit=200, resume=True)
