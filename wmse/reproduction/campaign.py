@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -88,7 +89,7 @@ def run_queue(
         while not stop.now and (left := _left(results, kind, only, ended)):
             for run in left:
                 try:
-                    told = _make_if_free(run, options, stop)
+                    told = _make_if_free(run, partial(_left, results, kind, only, ended), options, stop)
                 except OSError as error:  # no room for the lock
                     told = f"failed, {error}"
                 if told != BUSY:
@@ -123,18 +124,22 @@ def _left(results: Path, kind: str, only: str, ended: dict[QueuedRun, str]) -> l
     return [run for run in runs if run not in ended and fnmatchcase(run.command, f"*{only}*")]
 
 
-def _make_if_free(run: QueuedRun, options: list[str], stop: _Stop) -> str:
+def _make_if_free(
+    run: QueuedRun, left: Callable[[], list[QueuedRun]], options: list[str], stop: _Stop
+) -> str:
     """Make a run and say how it ended: `BUSY` if another process makes it, "" if there is nothing to say.
 
-    The lock is the kernel's, and ends with this process however that ends.
+    The lock is the kernel's, and ends with this process however that ends. It is named by the run and not by
+    its folder, because a folder that another process has just taken makes this process choose another one.
     """
-    path = run.out.with_name(f".{run.out.name}.lock")
+    path = run.out.parent / f".{Path(run.folder).name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(path, timeout=0):
             try:
-                # Another process may have made it since the records were read.
-                return "" if _ended(run.out, "finished") else _make(run, options, stop)
+                # Another process may have begun or made it since the records were read.
+                wanted_still = [one for one in left() if one == run]
+                return _make(wanted_still[0], options, stop) if wanted_still else ""
             finally:
                 path.unlink(missing_ok=True)
     except Timeout:

@@ -161,11 +161,11 @@ def wanted(stage: Stage, entries: Sequence[Entry], results: Path) -> list[Queued
         if any(record.status == "finished" or record.breakdown for _, record in own):
             continue
         changes = "-".join(word.removeprefix("--") for word in flags(dict(run.changes)))
-        folder = results / (run.folder or Path(run.name, changes, f"seed-{run.seed}"))
-        out, status = (own[-1].folder, own[-1].record.status) if own else (free_folder(folder), "")
+        folder = Path(run.folder or Path(run.name, changes, f"seed-{run.seed}"))
+        out, status = (own[-1].folder, own[-1].record.status) if own else (free_folder(results / folder), "")
         share = 0.9 if ("scored_on", "validation") in run.changes else 1.0
         costs = cost(run.recipe, stage.device, entries, share)
-        queued.append(replace(run, out=out, status=status, **costs))
+        queued.append(replace(run, folder=folder.as_posix(), out=out, status=status, **costs))
     return queued
 
 
