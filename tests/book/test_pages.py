@@ -189,9 +189,9 @@ def test_more_positives_are_shown_at_equal_views_too(made, results):
         for setting, value in ((two, 92.0), (four, 93.0)):
             metrics = {"linear_top1": value + 0.1 * seed}
             put(results, example_record(setting.name, seed, dict(setting.changes), metrics))
-    assert (
-        "4 positives less 2: +1.00 points, 95% interval +0.77 to +1.23, ahead" in made()[0]["report-ledger"]
-    )
+    ledger = made()[0]["report-ledger"]
+    assert "4 positives less 2: +1.00 points, 95% interval +0.77 to +1.23, ahead" in ledger
+    assert "after correction for all of these ahead" in ledger
 
 
 def test_every_part_is_written_whichever_record_is_deleted(tmp_path, monkeypatch):
