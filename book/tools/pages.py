@@ -210,11 +210,11 @@ def at_equal_views(entries: Sequence[Entry]) -> str:
     """What more positives do where every setting sees as many views, from the ablation on digits."""
     ablation = ablations.ABLATIONS["positives"]
     found = ablations.compare(ablation, entries)
-    corrected = ablations.corrected_sides([ablation], entries)
+    sides = ablations.corrected_sides([ablation], entries)
     words = [
         f"{one.setting.label} positives less {found[0].setting.label}: {one.lead.difference:+.2f} points, "
         f"95% interval {one.lead.low:+.2f} to {one.lead.high:+.2f}, {one.verdict}; "
-        f"after correction for all of these {corrected.get((ablation.choice, one.setting.label), one.verdict)}"
+        f"after correction for all of these {sides.get((ablation.choice, one.setting.label), one.verdict)}"
         for one in found
         if one.lead and one.verdict
     ]
