@@ -38,6 +38,7 @@ PROJECTS = {  # recipes that projects of the course are made of, and the least t
     "digits/w-mse-2": "cpu",
     "cifar10-laptop/w-mse-2": "cpu",
     "cifar10-laptop/w-mse-4": "cpu",
+    "cifar10-25/w-mse-2": "cuda",
     "cifar10-200/w-mse-2": "cuda",
     "cifar10/w-mse-2": "cuda",
     "cifar10/w-mse-4": "cuda",
