@@ -108,7 +108,7 @@ def test_pages_state_what_the_chapters_state():
     for page in (readme, howto):
         for profile in ("colab", "paper"):
             [row] = re.findall(rf"^\| `{profile}`.*$", page, re.MULTILINE)
-            low, high = map(int, re.search(r"(\d+) to (\d+) minutes a chapter", row).groups())
+            low, high = map(int, re.search(r"(\d+) to (\d+) minutes per chapter", row).groups())
             assert [low, high] == [pick(one[profile] for one in all_stated) for pick in (min, max)], row
 
 
