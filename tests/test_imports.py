@@ -1,6 +1,7 @@
 """The map of the package: each module imports from the floors below it only."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -70,6 +71,14 @@ def test_the_map_in_the_package_names_every_room():
     text = ast.get_docstring(ast.parse((ROOT / "wmse/__init__.py").read_text("utf-8")))
     named = {line.split()[0].strip("/") for line in text.splitlines() if line.startswith("    ")}
     assert named == set(FLOOR) - {"__init__"}
+
+
+def test_the_map_in_the_readme_names_every_module():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for folder in ("wmse", "wmse/data"):
+        (row,) = re.findall(rf"^\| `{folder}/` \| (.*) \|$", readme, re.M)
+        there = {path.stem for path in (ROOT / folder).glob("*.py")} - {"__init__", "__main__"}
+        assert set(re.findall(r"`(\w+)`", row)) == there
 
 
 def test_only_the_command_line_needs_tyro():
