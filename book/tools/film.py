@@ -3,13 +3,13 @@
     python book/tools/film.py --help
     python book/tools/film.py cifar10-laptop --data DIR
 
-It trains the recipes `mse` and `w-mse-2` of a budget (seed 0) by the same steps as `python -m wmse train`. It
+It trains the recipes `mse` and `w-mse-2` of a budget by the same steps as `python -m wmse train`. It
 measures the networks at `FRAMES` moments, which are closest together at the start. UMAP then lays out all
 moments of a run together, so that a point moves little from frame to frame. Everything is written to one
 file, such as `results/film/cifar10.json`; `problems` describes its format. Chapter 7 plays the film of
-CIFAR-10 if there is one, else that of digits. `digits` takes a few minutes on two cores, and CIFAR-10 as
-long as its two trainings and half an hour more. Commit the code first, because the file names the commit
-that made it.
+CIFAR-10 if there is one, else that of digits. `digits` takes a few minutes on two cores. CIFAR-10 takes as
+long there as its two trainings and half an hour more, and `cifar10-25 --device cuda` minutes on a large GPU.
+Commit the code first, because the file names the commit that made it.
 
 The film shows embeddings, because it is they that collapse, scaled to length 1 as both losses compare them.
 The numbers are of all test images, the pictures of the first `IMAGES` of them.
@@ -161,7 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
     test = load(get_recipe(names[0]).dataset, "test", options.data)
     out = options.out or FILMS / f"{test.name}.json"
     film = {
-        "command": f"python book/tools/film.py {options.budget} --seed {options.seed}",
+        "command": f"python book/tools/film.py {options.budget} --seed {options.seed} --device {device}",
         "seed": options.seed,
         "package_sha256": machine.package_hash(),
         "hardware": machine.describe(device),

@@ -123,6 +123,19 @@ def test_both_runs_start_from_the_same_networks(committed):
         assert first[0][key] == first[1][key], key
 
 
+def test_the_file_names_the_whole_command_that_made_it(tmp_path, monkeypatch):
+    rows = [dict.fromkeys(film.MEASURES, 1.0) | {"step": n, "epoch": n} for n in range(2)]
+    layouts = [np.random.default_rng(n).normal(size=(film.IMAGES, 2)) for n in range(2)]
+    monkeypatch.setattr(film, "film_run", lambda *_: (rows, []))
+    monkeypatch.setattr(film, "align", lambda *_: layouts)
+    monkeypatch.setattr(film.machine, "describe", lambda device: {"device": device.type})
+    out = tmp_path / "film.json"
+    film.main(["digits", "--seed", "3", "--device", "cuda", "--out", str(out)])
+    made = json.loads(out.read_text("utf-8"))
+    assert made["command"] == "python book/tools/film.py digits --seed 3 --device cuda"
+    assert made["hardware"] == {"device": "cuda"} and len(made["labels"]) == film.IMAGES
+
+
 def test_measures_leave_the_run_as_it_was():
     recipe = replace(get_recipe("digits/w-mse-2"), batch_size=64)
     sets = {split: load("digits", split, limit=128) for split in ("train", "test")}

@@ -1,5 +1,7 @@
 """What others show of the site: its address follows the repository's, its card is drawn from the picture."""
 
+import json
+import re
 import struct
 from pathlib import Path
 
@@ -47,6 +49,15 @@ def test_the_card_is_drawn_from_the_picture_and_is_the_same_each_time(tmp_path):
     assert turned != drawing
     picture.draw_card(turned, tmp_path / "c.png")
     assert (tmp_path / "c.png").read_bytes() != (tmp_path / "a.png").read_bytes()
+
+
+def test_the_picture_is_of_the_networks_on_record():
+    pictures = json.loads(picture.PICTURES.read_text(encoding="utf-8"))
+    drawn, committed = picture.draw(pictures), picture.PICTURE.read_text(encoding="utf-8")
+    ranks = {run["label"]: run["measures"]["effective_rank"] for run in pictures["runs"].values()}
+    for text in (drawn, committed):
+        assert re.findall(r"effective rank ([\d.]+)", text) == [f"{ranks[m]:.1f}" for m in ("MSE", "W-MSE 2")]
+        assert len(picture.CLOUD.findall(text)) == 2
 
 
 def test_another_picture_is_refused(tmp_path):
