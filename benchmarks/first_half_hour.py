@@ -115,7 +115,7 @@ def fastest(trials: Sequence[Trial], names: Sequence[str]) -> str | None:
 
 
 def places(trials: Sequence[Trial], way: str | None, device: torch.device) -> int:
-    """How many runs the device has room for at once; on a CPU one a core.
+    """How many runs train at once; on a CPU one per core.
 
     On a GPU it is two, or one where memory or cores do not suffice for two, with a quarter more memory than
     was measured. Memory would hold many more, but they would only share the GPU: alone, a run at full width
@@ -197,6 +197,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, help="fewer images, to rehearse")
     parser.add_argument("--trial", nargs=3, metavar=("RECIPE", "WAY", "STEPS"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if options.places is not None and options.places < 1:
+        parser.error(f"--places is {options.places}: at least 1 run must train at a time")
     began = time.monotonic()
     device = measuring.choose_device(options.device)
     machine.configure_process(device)

@@ -26,7 +26,7 @@ def read(results: Path) -> list[dict[str, Any]]:
     for path in sorted(results.glob("*/*.json")):
         try:
             table = json.loads(path.read_text("utf-8"))
-            _section(table), _subject(table), table["title"], table["hardware"]["device"]
+            _section(table), _subject(table), table["machine"], table["title"], table["hardware"]["device"]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not what a benchmark writes: {error!r}") from None
         tables.append(table)
@@ -68,7 +68,7 @@ def at_a_glance(steps: list[dict[str, Any]]) -> str:
 
 
 KINDS = {
-    "BatchNorm": "batch_norm",
+    "BatchNorm": "batch_?norm|bn_[fb]w",  # PyTorch's kernels, then cuDNN's
     "convolutions and other products": "gemm|conv|cutlass|xmma|cudnn",
     "passes element by element": "elementwise",
 }
@@ -100,7 +100,6 @@ def _is_of_gpu(table: dict[str, Any]) -> bool:
 def _subject(table: dict[str, Any]) -> tuple[str, str]:
     """What a table is about: the kind of benchmark, and the recipe, if any. A profile is of a step."""
     kind, _, recipe = table["benchmark"].partition("-")
-    table["machine"]  # a table that has none is none
     return "step" if kind == "profile" else kind, recipe
 
 

@@ -264,6 +264,22 @@ def test_what_the_page_says_of_the_gpu_is_in_its_tables():
     runs = [entry.record for entry in read_records(ROOT / "results" / "cifar10-25")[0]]
     evaluation = [r.wall_seconds - r.train_seconds for r in runs if r.hardware["device"] == "cuda"]
     assert f"adds {min(evaluation):.0f} to {max(evaluation):.0f} seconds to a run" in SPEED
+    shares = [1 - r.train_seconds / r.wall_seconds for r in runs if r.hardware["device"] == "cuda"]
+    assert "almost a third" in SPEED and 0.27 < max(shares) < 1 / 3
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("void at::native::batch_norm_backward_reduce_channels_last_kernel<4", "BatchNorm"),
+        ("void cudnn::bn_fw_tr_1C11_kernel_NCHW<float", "BatchNorm"),
+        ("void cudnn::batchnorm_fwtr_nhwc_semiPersist<", "BatchNorm"),
+        ("sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32", "convolutions and other products"),
+        ("Memset (Unknown)", "all others"),
+    ],
+)
+def test_kernels_of_batchnorm_are_no_convolutions_whichever_library_has_them(name, kind):
+    assert page.kernel_kind(name) == kind
 
 
 @pytest.mark.parametrize("content", ["", "{}", '{"rows": 3}', "[1]"])

@@ -68,9 +68,17 @@ def test_runs_share_the_cores(set_to, expected, tmp_path, monkeypatch):
 def test_runs_end_in_turn_and_not_all_at_the_end(tmp_path):
     """One place: the second run begins when the first has ended."""
     log = str(tmp_path / "order")
-    commands = {name: python(f"open({log!r}, 'a').write('{name} begins, {name} ends. ')") for name in "abc"}
+    tell = f"tell = lambda word: open({log!r}, 'a').write(word); import time; "
+    code = "tell('{0} begins, '); time.sleep(0.2); tell('{0} ends. ')"
+    commands = {name: python(tell + code.format(name)) for name in "abc"}
     side_by_side(commands, 1, tmp_path, time.monotonic() + 60)
     assert (tmp_path / "order").read_text() == "".join(f"{name} begins, {name} ends. " for name in "abc")
+
+
+def test_no_place_is_refused_before_anything_is_measured(capsys):
+    with pytest.raises(SystemExit):
+        main(["--places", "0"])
+    assert "at least 1 run" in capsys.readouterr().err
 
 
 def test_when_the_time_is_up_runs_are_asked_to_stop_and_waited_for(tmp_path):
