@@ -179,6 +179,14 @@ def test_load_encoder_refuses_images_in_another_range_or_form(tmp_path):
 
 
 @torch.no_grad()
+def test_an_encoder_can_be_exported_as_one_graph(tmp_path):
+    saved_run(tmp_path / "run", 8, "32px")
+    encoder, images = wmse.load_encoder(tmp_path / "run"), torch.rand(2, 3, 32, 32)
+    exported = torch.export.export(encoder, (images,)).module()
+    torch.testing.assert_close(exported(images), encoder(images))
+
+
+@torch.no_grad()
 def test_an_encoder_that_pools_takes_another_size_and_one_that_does_not_says_so(tmp_path):
     saved_run(tmp_path / "run", 8, "32px")
     pooled = wmse.load_encoder(tmp_path / "run")
