@@ -211,11 +211,12 @@ def at_equal_views(entries: Sequence[Entry]) -> str:
     """What more positives do where every setting sees as many views, from the ablation on digits."""
     ablation = ablations.ABLATIONS["positives"]
     found = ablations.compare(ablation, entries)
-    sides = ablations.corrected_sides([ablation], entries)
+    sides = ablations.corrected_sides([ablation], entries)  # none for an unstable setting
+    after = {label: f"; after correction for all of these {side}" for (_, label), side in sides.items()}
     words = [
         f"{one.setting.label} positives less {found[0].setting.label}: {one.lead.difference:+.2f} points, "
-        f"95% interval {one.lead.low:+.2f} to {one.lead.high:+.2f}, {one.verdict}; "
-        f"after correction for all of these {sides.get((ablation.choice, one.setting.label), one.verdict)}"
+        f"95% interval {one.lead.low:+.2f} to {one.lead.high:+.2f}, {one.verdict}"
+        f"{after.get(one.setting.label, '')}"
         for one in found
         if one.lead and one.verdict
     ]

@@ -192,6 +192,9 @@ def test_more_positives_are_shown_at_equal_views_too(made, results):
     ledger = made()[0]["report-ledger"]
     assert "4 positives less 2: +1.00 points, 95% interval +0.77 to +1.23, ahead" in ledger
     assert "after correction for all of these ahead" in ledger
+    for seed, value in ((3, 60.0), (4, 61.0)):
+        put(results, example_record(four.name, seed, dict(four.changes), {"linear_top1": value}))
+    assert "unstable." in (ledger := made()[0]["report-ledger"]) and "after correction" not in ledger
 
 
 def test_every_part_is_written_whichever_record_is_deleted(tmp_path, monkeypatch):
