@@ -324,10 +324,9 @@ def progress(run: Run, total: int) -> Iterator[Callable[[Tensor], None]]:
     """
     views = run.recipe.batch_size * run.recipe.positives
     first, began = run.steps_taken, time.monotonic()
-    due = began
     hide = True if distributed.rank() else None  # None: a bar on a terminal only
     with tqdm(total=total * views, initial=first * views, unit="views", unit_scale=True, disable=hide) as bar:
-        due += FIRST_SECONDS if bar.disable else 1
+        due = began + (FIRST_SECONDS if bar.disable else 1)
 
         def report(loss: Tensor) -> None:
             nonlocal due
