@@ -143,3 +143,12 @@ def test_solo_learn_departs_from_the_paper_by_one_difference_at_a_time(budget):
             seen |= changed.keys()
     half = get_recipe(f"{budget}/w-mse-2-half-batch")
     assert half.batch_size * 2 == papers["batch_size"] and half.slice_size == papers["slice_size"]
+
+
+def test_an_unknown_recipe_is_told_the_nearest_at_the_end():
+    with pytest.raises(
+        ValueError, match=r"unknown recipe 'cifar10/wmse2'; there are: .*Did you mean cifar10/w-mse-2"
+    ):
+        get_recipe("cifar10/wmse2")
+    with pytest.raises(ValueError, match=r"raw-pixels[^.]*$"):
+        get_recipe("qqqqqqqq")

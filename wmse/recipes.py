@@ -5,6 +5,7 @@ its budget change. The budgets are 1000 epochs as in the paper, 200, 25 of a net
 take minutes on a large GPU, and two for processors: `-laptop`, and `cifar10-cpu`, which came before it.
 """
 
+import difflib
 import math
 from dataclasses import dataclass, field, replace
 
@@ -272,9 +273,11 @@ RECIPES = {f"{name}/{method}": _recipe(name, method) for name, methods in _METHO
 
 
 def get_recipe(name: str) -> Recipe:
-    """The recipe of that name. Raises ValueError, listing the names there are, if there is none."""
+    """The recipe of that name. ValueError, with the names there are and the nearest, if there is none."""
     if name not in RECIPES:
-        raise ValueError(f"unknown recipe {name!r}; there are: {', '.join(RECIPES)}")
+        near = difflib.get_close_matches(name, RECIPES, 3)
+        meant = f". Did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"unknown recipe {name!r}; there are: {', '.join(RECIPES)}{meant}")
     return RECIPES[name]
 
 

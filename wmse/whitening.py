@@ -338,7 +338,7 @@ def _explain(
         share = f"{float(unexplained[index]):.1e}"
     else:
         where += " (found by a deferred check, in an earlier call)"
-    other = " or method='qr', which does not square the condition number" if method == "cholesky" else ""
+    other = ", or QR (method='qr' here, whitening='qr' of a loss)" if method == "cholesky" else ""
     return SingularCovarianceError(
         f"the covariance of {where} cannot be factorised: the other dimensions explain all but {share} of "
         f"one; at least {tolerance:.1e} must be left. Either the samples span fewer than k dimensions "

@@ -344,6 +344,7 @@ def record_page(entry: Entry, page: str, picture: Path | None) -> str:
         parts.append(f"A run on the rung {record.budget_label}.")
     except ValueError as error:  # a recipe of old
         parts.append(f"No recipe of today has its name: {error}.")
+    parts += [note] if (note := (record.model_extra or {}).get("note")) else []
     parts += ["To run it again:", f"```bash\n{command(record)}\n```"]
     if metrics := record.metrics:
         rows = [[SCORES.get(key, key), _number(value)] for key, value in metrics.items()]

@@ -173,6 +173,14 @@ def test_of_two_queues_each_makes_other_runs_and_both_end_when_all_are_made(root
     assert sorted(seed for seed, *_ in log(root)) == ["1", "2", "3"]
 
 
+def test_a_pattern_that_no_wanted_run_has_is_told(root, monkeypatch, capsys):
+    wish(monkeypatch, *seeds(1))
+    assert campaign.run_queue(root / "results", "cpu", only="cifar10-25/")
+    assert (
+        "No run for the device cpu is wanted whose command has 'cifar10-25/' in it" in capsys.readouterr().out
+    )
+
+
 def test_a_full_disk_is_told_and_passed_over(root, monkeypatch, capsys):
     wish(monkeypatch, *seeds(1, 2))
 

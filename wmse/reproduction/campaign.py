@@ -84,6 +84,9 @@ def run_queue(
     stop = _Stop(float("inf") if hours is None else time.monotonic() + 3600 * hours)
     ended: dict[QueuedRun, str] = {}  # how the runs ended that were begun
     waiting = False
+    if not _left(results, kind, only, {}):
+        of = f" whose command has {only!r} in it" if only else ""
+        _say(f"No run for the device {kind} is wanted{of}; `queue` lists what is, for each kind of device.")
     before = {number: signal.signal(number, stop.note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         while not stop.now and (left := _left(results, kind, only, ended)):

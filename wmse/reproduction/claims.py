@@ -40,8 +40,8 @@ CAVEATS = {
         "undertrained after as many epochs: a lead over it says little"
     ),
     ("cifar10-25", "byol"): (
-        "no method was tuned for 25 epochs, and BYOL's target, a moving average with a momentum of .99 and "
-        "more, is made for long training: a lead over BYOL says little"
+        "no method was tuned for 25 epochs; whether the momentum of BYOL's target, .99 and more, is too high "
+        "for so few steps has not been tried: a lead over BYOL says little"
     ),
 }
 
