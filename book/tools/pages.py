@@ -7,7 +7,9 @@ of its own below `book/records/`, named like its folder in `results/`.
 import json
 import shlex
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from datetime import datetime
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,7 @@ SCORES = {  # key of a record's metrics -> what a reader calls it
     "alignment_whitened": "alignment after whitening",
     "uniformity_whitened": "uniformity after whitening",
 }
+MANY = 60  # pictures from which starting further processes pays
 CAPTION = "Loss, and effective rank of a batch's embeddings in training mode, in dimensions, by epoch."
 NONE_YET = "No run is on record yet."
 NO_PAGE_YET = (
@@ -90,12 +93,11 @@ def write(results: Path, stage: Path, chapters: Sequence[str]) -> list[str]:
     }
     for name, text in parts.items():
         _save(stage / "book" / name, text)
-    pages = []
-    for entry in entries:
-        page = f"book/records/{entry.folder.relative_to(results).as_posix()}"
-        picture = draw_curve(entry.record.curve, stage / f"{page}.svg")
+    pages = [f"book/records/{entry.folder.relative_to(results).as_posix()}" for entry in entries]
+    curves = [entry.record.curve for entry in entries]
+    pictures = draw_curves(curves, [stage / f"{page}.svg" for page in pages])
+    for entry, page, picture in zip(entries, pages, pictures, strict=True):
         _save(stage / f"{page}.md", record_page(entry, page, picture))
-        pages.append(page)
     _save(stage / f"{INDEX}.md", record_index(entries, pages, problems))
     return [INDEX, *pages]
 
@@ -412,6 +414,14 @@ def _code(record: Record) -> list[list[str]]:
 
 def _number(value: float | None, digits: int = 2) -> str:
     return "not computed" if value is None else f"{value:,.{digits}f}"
+
+
+def draw_curves(curves: Sequence[list[dict[str, float]]], paths: Sequence[Path]) -> list[Path | None]:
+    """`draw_curve` for each pair. A picture takes a tenth of a second, so many are drawn on all cores."""
+    if len(curves) < MANY:
+        return list(map(draw_curve, curves, paths))
+    with ProcessPoolExecutor(machine.usable_cores(), mp_context=get_context("spawn")) as pool:
+        return list(pool.map(draw_curve, curves, paths, chunksize=8))
 
 
 def draw_curve(curve: Sequence[dict[str, float]] | None, path: Path) -> Path | None:

@@ -294,6 +294,16 @@ def test_the_same_numbers_are_the_same_picture(tmp_path):
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
 
 
+def test_many_pictures_are_those_of_one_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "MANY", 2)
+    curves = [CURVE, None, [row | {"loss": 2.0} for row in CURVE]]
+    paths = [tmp_path / f"{number}.svg" for number in range(3)]
+    assert pages.draw_curves(curves, paths) == [paths[0], None, paths[2]]
+    for curve, path in zip(curves, paths, strict=True):
+        drawn = path.read_bytes() if curve else None
+        assert pages.draw_curve(curve, path) is None or path.read_bytes() == drawn
+
+
 def test_markers_at_the_edge_of_a_curve_are_drawn_whole(tmp_path, monkeypatch):
     shown = []
     monkeypatch.setattr(pages, "_save_figure", lambda figure, path: shown.append(figure))
