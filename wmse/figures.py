@@ -133,6 +133,16 @@ def scatter(
     return ax
 
 
+def nothing_to_draw(what: str) -> None:
+    """Show a picture that says that no `what` is on record, in place of one drawn from an absent file."""
+    import matplotlib.pyplot as plt
+
+    ax = plt.subplots(figsize=(WIDTH, 1.2))[1]
+    ax.text(0.5, 0.5, f"no {what} on record here", ha="center", va="center")
+    ax.set_axis_off()
+    plt.show()
+
+
 def load_umap() -> "ModuleType":
     """The package umap. Where no folder is writable for what numba compiles of it, a temporary one is."""
     with warnings.catch_warnings():  # umap warns of a missing widget for progress bars, unused here

@@ -26,7 +26,7 @@ from wmse.networks import read_weights  # noqa: E402
 from wmse.records import NETWORKS, Record  # noqa: E402
 
 ENCODERS = ROOT / "results" / "encoders"
-LARGEST = 6 * 2**20  # bytes of the folder
+LARGEST = 6 * 2**20  # bytes of the folder, by which every clone of the repository grows
 CARD = """# {method} on {dataset}: an encoder to take away
 
 {summary}
